@@ -1,0 +1,193 @@
+"""What a trained model is worth: cloze tests, in which the key word of a sentence is hidden, a baseline
+that needs no Transformer, and the picture of the learning curve.
+
+A cloze file stands beside its text file (train.txt, train.cloze.tsv): a header line, then sentence, key
+word and kind, tab-separated.
+"""
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+
+from cli import InputError
+from corpus import CLS, IGNORE, SEP, WORD, SpecialIds, read_lines
+from encoder import MaskedLanguageModel
+
+
+@dataclass(frozen=True)
+class Cloze:
+    """A sentence, the word of it that gets hidden (which occurs in it once), and the kind of the test."""
+
+    sentence: str
+    key: str
+    kind: str
+
+    def key_span(self) -> tuple[int, int]:
+        """Where the key word begins and ends, in characters."""
+        return next(m.span() for m in re.finditer(WORD, self.sentence) if m.group() == self.key)
+
+
+def read_clozes(text_file: Path) -> list[Cloze]:
+    """The cloze tests beside a text file, none if there is no such file.
+
+    Raises InputError at a line that is not a cloze test.
+    """
+    path = text_file.with_suffix(".cloze.tsv")
+    if not path.is_file():
+        return []
+    clozes = []
+    for number, line in enumerate(read_lines(path)[1:], start=2):
+        columns = line.split("\t")
+        if len(columns) != 3 or columns[1] not in re.findall(WORD, columns[0]):
+            raise InputError(
+                f"{path}, line {number}: needs a sentence, a word of it, and a kind, tab-separated"
+            )
+        clozes.append(Cloze(*columns))
+    return clozes
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model says to cloze tests: the mean loss over the hidden tokens (nats), and its guesses."""
+
+    loss: float
+    guesses: list[str]
+
+
+@torch.no_grad()
+def ask(
+    model: MaskedLanguageModel, tokenizer: Tokenizer, clozes: list[Cloze], batch_size: int = 256
+) -> Answers:
+    """Hide the key word of every sentence, all its tokens at once, and let the model fill it.
+
+    Raises InputError where a sentence is too long for the model.
+    """
+    special = SpecialIds.of(tokenizer)
+    device = next(model.parameters()).device
+    model.eval()
+    total, count, guesses = 0.0, 0, []
+    for start in range(0, len(clozes), batch_size):
+        chunk = clozes[start : start + batch_size]
+        encodings = tokenizer.encode_batch([cloze.sentence for cloze in chunk])
+        width = max(len(encoding) for encoding in encodings)
+        if width > model.config.max_length:
+            raise InputError(
+                f"a cloze sentence has {width} tokens, the model takes {model.config.max_length}"
+            )
+        ids = torch.full((len(chunk), width), special.pad)
+        labels = torch.full_like(ids, IGNORE)
+        for row, (cloze, encoding) in enumerate(zip(chunk, encodings, strict=True)):
+            ids[row, : len(encoding)] = torch.tensor(encoding.ids)
+            begin, end = cloze.key_span()
+            for position, (left, right) in enumerate(encoding.offsets):
+                if left < end and right > begin:
+                    labels[row, position] = ids[row, position]
+        scored = labels != IGNORE
+        logits = model(ids.masked_fill(scored, special.mask).to(device), scored.to(device)).cpu()  # (N, V)
+        total += F.cross_entropy(logits, labels[scored], reduction="sum").item()
+        count += int(scored.sum())
+        filled = logits.argmax(dim=-1).split(scored.sum(dim=1).tolist())
+        guesses += [tokenizer.decode(tokens.tolist(), skip_special_tokens=False).strip() for tokens in filled]
+    return Answers(total / count, guesses)
+
+
+class NeighbourBaseline:
+    """Fill a gap from counts alone: the word most often seen between these two neighbours in training,
+    else after the left one, else the most frequent word."""
+
+    def __init__(self, sentences: list[str]):
+        self.between: dict[tuple[str, str], Counter] = {}
+        self.after: dict[str, Counter] = {}
+        self.words: Counter = Counter()
+        for sentence in sentences:
+            words = [CLS, *re.findall(WORD, sentence), SEP]
+            for left, word, right in zip(words, words[1:], words[2:], strict=False):
+                self.between.setdefault((left, right), Counter())[word] += 1
+                self.after.setdefault(left, Counter())[word] += 1
+                self.words[word] += 1
+
+    def guess(self, cloze: Cloze) -> str:
+        """The word for the gap."""
+        words = [CLS, *re.findall(WORD, cloze.sentence), SEP]
+        gap = words.index(cloze.key)
+        left, right = words[gap - 1], words[gap + 1]
+        counts = self.between.get((left, right)) or self.after.get(left) or self.words
+        return counts.most_common(1)[0][0]
+
+
+def accuracy(clozes: list[Cloze], guesses: list[str]) -> dict[str, float]:
+    """The share of right guesses, for each kind."""
+    kinds: dict[str, list[bool]] = {}
+    for cloze, guess in zip(clozes, guesses, strict=True):
+        kinds.setdefault(cloze.kind, []).append(guess == cloze.key)
+    return {kind: sum(right) / len(right) for kind, right in kinds.items()}
+
+
+def report(
+    model: MaskedLanguageModel,
+    tokenizer: Tokenizer,
+    sentences: list[str],
+    recall_tests: list[Cloze],
+    held_out_tests: list[Cloze],
+    figures: dict,
+    folder: Path,
+) -> None:
+    """Put the cloze tests, where there are any, to the model and to the baseline, and compare.
+
+    Writes folder/metrics.json (the given figures and those measured here), and prints a table and examples.
+    """
+    metrics = dict(figures)
+    print(f"\n{'':44}{'Transformer':>12}{'neighbours':>12}")
+    print(f"{'held-out text, hidden tokens, accuracy':44}{figures['held_out_accuracy']:12.1%}")
+    print(f"{'held-out text, hidden tokens, loss':44}{figures['held_out_loss']:12.3f}")
+    baseline = NeighbourBaseline(sentences)
+    if recall_tests:
+        answers = ask(model, tokenizer, recall_tests)
+        recall = sum(guess == cloze.key for guess, cloze in zip(answers.guesses, recall_tests, strict=True))
+        known = sum(baseline.guess(cloze) == cloze.key for cloze in recall_tests)
+        metrics |= {"recall_loss": answers.loss, "recall_accuracy": recall / len(recall_tests)}
+        label = f"training sentences ({len(recall_tests):,}), key word"
+        print(f"{label:44}{recall / len(recall_tests):12.1%}{known / len(recall_tests):12.1%}")
+        print(f"{'training sentences, loss of the key words':44}{answers.loss:12.4f}")
+    if held_out_tests:
+        guesses = ask(model, tokenizer, held_out_tests).guesses
+        by_kind = accuracy(held_out_tests, guesses)
+        baseline_by_kind = accuracy(held_out_tests, [baseline.guess(cloze) for cloze in held_out_tests])
+        metrics |= {"held_out_by_kind": by_kind, "baseline_by_kind": baseline_by_kind}
+        for kind, share in by_kind.items():
+            label = f"held-out {kind} ({sum(cloze.kind == kind for cloze in held_out_tests):,}), key word"
+            print(f"{label:44}{share:12.1%}{baseline_by_kind[kind]:12.1%}")
+        print("\nheld-out sentences, the key word hidden:")
+        for i in range(0, len(held_out_tests), -(-len(held_out_tests) // 10)):
+            cloze = held_out_tests[i]
+            begin, end = cloze.key_span()
+            verdict = "" if guesses[i] == cloze.key else f"  (was: {cloze.key})"
+            print(f"  {cloze.sentence[:begin]}[{guesses[i]}]{cloze.sentence[end:]}{verdict}")
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+
+
+def draw_curve(curve: list[dict], path: Path) -> None:
+    """The losses of a run's evaluations over its steps, as a picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    steps = [record["step"] for record in curve]
+    axes.plot(steps, [record["train_loss"] for record in curve], color="#0072B2", label="training text")
+    axes.plot(
+        steps, [record["held_out_loss"] for record in curve], color="#D55E00", ls="--", label="held-out text"
+    )
+    axes.set(xlabel="step", ylabel="loss (nats per hidden token)", title="Learning curve", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

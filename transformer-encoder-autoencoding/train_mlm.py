@@ -1,0 +1,366 @@
+"""Train a BERT-style encoder by masked language modelling: hide words, and learn to fill them in.
+
+    python3 train_mlm.py                                    the bundled sentences, about a minute
+    python3 train_mlm.py --corpus my.txt --tokenizer bpe --max-minutes 30 --output my-run
+    python3 train_mlm.py --resume                           go on after an interruption
+
+Writes to --output (default: results/ beside this file): model/ (a Hugging Face BERT directory),
+metrics.jsonl (a line for every evaluation), metrics.json (the final figures), loss_curve.png, and, while
+it runs, checkpoint.pt. The model directory is replaced only when a run ends or is interrupted.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+import checkpoint
+import evaluation
+import pretrained
+from cli import InputError, Interrupt, Parser, pick_device, real, run, warn, whole
+from corpus import IGNORE, PAD, Corpus, corrupt, train_tokenizer, training_and_held_out
+from encoder import EncoderConfig, MaskedLanguageModel
+
+HERE = Path(__file__).parent
+DEFAULT_EPOCHS = 150
+VOCAB_SIZE = {"word": 30_000, "bpe": 8_000}
+SAVE_SECONDS = 60  # a checkpoint is written at least so often
+FIXED = "seed", "batch_tokens", "learning_rate", "warmup_steps", "mask_prob"  # when a run is resumed
+
+
+def parse_args() -> argparse.Namespace:
+    size = {f.name: f.default for f in fields(EncoderConfig)}
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add(
+        "--corpus",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="UTF-8 text, a sentence a line (default: data/train.txt)",
+    )
+    add(
+        "--held-out",
+        type=Path,
+        metavar="FILE",
+        help="text to evaluate on (default: one sentence in 20 of the corpus)",
+    )
+    add("--tokenizer", choices=list(VOCAB_SIZE), default="word", help="what a token is (default: word)")
+    add("--vocab-size", type=whole(16, 1_000_000), help=f"at most so many tokens (default: {VOCAB_SIZE})")
+    add("--d-model", type=whole(1, 65_536), default=size["d_model"], help="width (default: %(default)s)")
+    add("--n-layers", type=whole(1, 1_000), default=size["n_layers"], help="layers (default: %(default)s)")
+    add(
+        "--n-heads",
+        type=whole(1, 65_536),
+        default=size["n_heads"],
+        help="heads a layer (default: %(default)s)",
+    )
+    add(
+        "--d-ff",
+        type=whole(1, 1_000_000),
+        default=size["d_ff"],
+        help="inner width of the feed-forward part (default: %(default)s)",
+    )
+    add("--dropout", type=real(0, 0.99), default=size["dropout"], help="dropout rate (default: %(default)s)")
+    add(
+        "--max-length",
+        type=whole(4, 100_000),
+        default=size["max_length"],
+        help="tokens a window, [CLS] and [SEP] included (default: %(default)s)",
+    )
+    add(
+        "--epochs",
+        type=whole(1),
+        help=f"passes over the corpus (default: {DEFAULT_EPOCHS} if no other limit is set)",
+    )
+    add("--max-steps", type=whole(1), help="stop after so many steps")
+    add("--max-minutes", type=real(0.001), help="stop after so many minutes")
+    add(
+        "--batch-tokens",
+        type=whole(4),
+        default=2048,
+        help="tokens a batch, padding included (default: %(default)s)",
+    )
+    add(
+        "--learning-rate",
+        type=real(1e-9, 10),
+        default=2e-3,
+        help="highest learning rate (default: %(default)s)",
+    )
+    add("--warmup-steps", type=whole(0), default=100, help="steps until it is reached (default: %(default)s)")
+    add(
+        "--mask-prob",
+        type=real(0.001, 0.999),
+        default=0.15,
+        help="share of the tokens to predict (default: %(default)s)",
+    )
+    add(
+        "--precision",
+        choices=["fp32", "bf16"],
+        default="fp32",
+        help="of matrix products (default: %(default)s)",
+    )
+    add("--seed", type=whole(0), default=0, help="of weights, order and masks (default: %(default)s)")
+    add("--resume", action="store_true", help="go on from the last checkpoint in --output")
+    add(
+        "--output",
+        type=Path,
+        default=HERE / "results",
+        metavar="DIR",
+        help="where to write (default: results/)",
+    )
+    args = parser.parse_args()
+    if args.d_model % args.n_heads:
+        parser.error(f"--d-model {args.d_model} is not a multiple of --n-heads {args.n_heads}")
+    if args.epochs is args.max_steps is args.max_minutes is None:
+        args.epochs = DEFAULT_EPOCHS
+    return args
+
+
+def learning_rate(step: int, done: float, peak: float, warmup_steps: int) -> float:
+    """Linear warm-up, then half a cosine down to zero; done goes from 0 to 1 as the budget is used up."""
+    return peak * min(1.0, (step + 1) / max(1, warmup_steps)) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+@dataclass
+class Progress:
+    """How far a run has come. With the seed, epoch and position decide every later batch, and the step
+    decides masks and dropout: nothing else has to be remembered for an exact continuation."""
+
+    epoch: int = 0  # full passes made
+    position: int = 0  # batches taken of the pass after them
+    step: int = 0  # updates made
+    tokens: int = 0  # tokens seen, padding not counted
+    seconds: float = 0.0
+    nll: float = 0.0  # -log p of the hidden tokens since the last evaluation (nats), and their number
+    nll_tokens: int = 0
+    best_accuracy: float = 0.0
+    curve: list[dict] = field(default_factory=list)  # a record for every evaluation
+
+
+@dataclass
+class Run:
+    """A model in training: update() makes one step, evaluate() adds a record to the curve and keeps the
+    model if it is good, save() writes what a continuation needs."""
+
+    args: argparse.Namespace
+    device: torch.device
+    model: MaskedLanguageModel
+    optimizer: torch.optim.Optimizer
+    corpus: Corpus
+    held_out: Corpus
+    identity: dict  # what may not change when the run is resumed
+    progress: Progress = field(default_factory=Progress)
+    kept: dict[str, Tensor] | None = None  # the weights chosen so far
+
+    def corrupt(self, ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """ids (B, S) -> inputs and labels (B, S), on the device."""
+        vocab_size = self.model.config.vocab_size
+        inputs, labels = corrupt(ids, self.corpus.special, vocab_size, self.args.mask_prob, generator)
+        return inputs.to(self.device), labels.to(self.device)
+
+    def update(self, ids: Tensor, done: float) -> None:
+        """One step of the optimizer on one batch of sentences, ids (B, S), corrupted afresh."""
+        args, progress = self.args, self.progress
+        torch.manual_seed(int(np.random.SeedSequence([args.seed, progress.step]).generate_state(1)[0]))
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(progress.step, done, args.learning_rate, args.warmup_steps)
+        inputs, labels = self.corrupt(ids, torch.default_generator)
+        hidden = labels != IGNORE
+
+        self.model.train()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=args.precision == "bf16"):
+            logits = self.model(inputs, hidden)  # (N, V)
+        loss = F.cross_entropy(logits.float(), labels[hidden])
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+
+        progress.step += 1
+        progress.tokens += int((ids != self.corpus.special.pad).sum())
+        progress.nll += loss.item() * len(logits)
+        progress.nll_tokens += len(logits)
+
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        """Score the held-out sentences, under masks that depend on the seed alone, and keep the model unless
+        one before it was better by more than a standard error: of equally good models the last, the longest
+        trained."""
+        self.model.eval()
+        generator = torch.Generator().manual_seed(self.args.seed)
+        nll, right, count = 0.0, 0, 0
+        for rows in self.held_out.plan(4 * self.args.batch_tokens, np.random.default_rng(self.args.seed)):
+            inputs, labels = self.corrupt(self.held_out.rows(rows), generator)
+            hidden = labels != IGNORE
+            logits, targets = self.model(inputs, hidden), labels[hidden]
+            nll += F.cross_entropy(logits, targets, reduction="sum").item()
+            right += int((logits.argmax(dim=-1) == targets).sum())
+            count += len(targets)
+        progress, accuracy = self.progress, right / count
+        train_loss = progress.nll / progress.nll_tokens
+        if not math.isfinite(train_loss + nll):
+            raise InputError(
+                f"the loss is no longer finite at step {progress.step}; try a lower --learning-rate"
+            )
+        progress.curve.append(
+            {
+                "epoch": progress.epoch,
+                "step": progress.step,
+                "seconds": round(progress.seconds, 2),
+                "tokens": progress.tokens,
+                "train_loss": train_loss,
+                "held_out_loss": nll / count,
+                "held_out_accuracy": accuracy,
+                "learning_rate": self.optimizer.param_groups[0]["lr"],
+            }
+        )
+        progress.nll, progress.nll_tokens = 0.0, 0
+        if accuracy >= progress.best_accuracy - math.sqrt(accuracy * (1 - accuracy) / count):
+            self.kept = {
+                name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()
+            }
+        progress.best_accuracy = max(accuracy, progress.best_accuracy)
+
+    def plan(self, epoch: int) -> list[np.ndarray]:
+        """The batches of an epoch, as the seed has them."""
+        return self.corpus.plan(self.args.batch_tokens, np.random.default_rng([self.args.seed, epoch]))
+
+    def train(self, interrupt: Interrupt) -> None:
+        """Update until the first limit is reached or an interrupt asks to stop; evaluate and save on the way."""
+        args, progress = self.args, self.progress
+        plan = self.plan(progress.epoch)
+        max_steps = min(args.max_steps or math.inf, (args.epochs or math.inf) * len(plan))
+        max_seconds = 60 * (args.max_minutes or math.inf)
+        evaluate_every = min(max(len(plan), 50), 1000)
+        started, saved = time.monotonic() - progress.seconds, progress.seconds
+
+        def spent() -> float:
+            return max(progress.step / max_steps, progress.seconds / max_seconds)
+
+        bar = tqdm(initial=progress.step, unit="step", dynamic_ncols=True)
+        bar.total = max_steps if max_steps < math.inf else None
+        while (done := spent()) < 1 and not interrupt.asked:
+            self.update(self.corpus.rows(plan[progress.position]), done)
+            bar.update()
+            progress.position += 1
+            if progress.position == len(plan):
+                progress.epoch, progress.position = progress.epoch + 1, 0
+                plan = self.plan(progress.epoch)
+            progress.seconds = time.monotonic() - started
+            if due := spent() >= 1 or progress.step % evaluate_every == 0:
+                self.evaluate()
+                progress.seconds = time.monotonic() - started
+                losses = {name: f"{progress.curve[-1][name]:.3f}" for name in ("train_loss", "held_out_loss")}
+                bar.set_postfix(epoch=progress.epoch, **losses)
+            if due or interrupt.asked or progress.seconds > saved + SAVE_SECONDS:
+                self.save()
+                saved = progress.seconds
+        bar.close()
+
+    def save(self) -> None:
+        """Write the curve so far, and the checkpoint from which --resume goes on exactly here."""
+        state = {
+            "identity": self.identity,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "kept": self.kept,
+            "progress": asdict(self.progress),
+        }
+        checkpoint.save(self.args.output / "checkpoint.pt", state)
+        lines = "".join(json.dumps(record) + "\n" for record in self.progress.curve)
+        (self.args.output / "metrics.jsonl").write_text(lines, encoding="utf-8")
+
+    def restore(self) -> None:
+        """Go back to the checkpoint. Raises InputError where there is none, or one of another run."""
+        state = checkpoint.load(self.args.output / "checkpoint.pt", self.identity)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.kept, self.progress = state["kept"], Progress(**state["progress"])
+
+
+def prepare(args: argparse.Namespace, device: torch.device, sentences: list[str], held_out: list[str]):
+    """A Run at its beginning, and the tokenizer, learnt from the training sentences alone."""
+    tokenizer = train_tokenizer(sentences, args.tokenizer, args.vocab_size or VOCAB_SIZE[args.tokenizer])
+    corpus = Corpus(sentences, tokenizer, args.max_length)
+    held_out_corpus = Corpus(held_out, tokenizer, args.max_length)
+    sizes = "d_model", "n_layers", "n_heads", "d_ff", "dropout", "max_length"
+    config = EncoderConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        pad_id=tokenizer.token_to_id(PAD),
+        **{name: getattr(args, name) for name in sizes},
+    )
+    torch.manual_seed(args.seed)
+    model = MaskedLanguageModel(config).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
+    digest = hashlib.sha256(corpus.ids.tobytes()).hexdigest()[:16]
+    identity = {"corpus": digest, **asdict(config), **{name: getattr(args, name) for name in FIXED}}
+    return Run(args, device, model, optimizer, corpus, held_out_corpus, identity), tokenizer
+
+
+def main() -> None:
+    args = parse_args()
+    device = pick_device(args.device)
+    files = args.corpus or [HERE / "data" / "train.txt"]
+    held_out_file = args.held_out or (None if args.corpus else HERE / "data" / "held_out.txt")
+    sentences, held_out = training_and_held_out(files, held_out_file, args.seed)
+    recall_tests = [cloze for path in files for cloze in evaluation.read_clozes(path)]
+    held_out_tests = evaluation.read_clozes(held_out_file) if held_out_file else []
+    state, tokenizer = prepare(args, device, sentences, held_out)
+    print(
+        f"{len(sentences):,} sentences to train on, {len(held_out):,} held out; {tokenizer.get_vocab_size():,} "
+        f"tokens in the vocabulary; {sum(p.numel() for p in state.model.parameters()):,} parameters on {device.type}"
+    )
+    args.output.mkdir(parents=True, exist_ok=True)
+    if args.resume:
+        state.restore()
+    interrupt = Interrupt()
+    state.train(interrupt)
+    if state.kept is None:
+        state.evaluate()
+    state.model.load_state_dict(state.kept)
+    pretrained.save(args.output / "model", state.model, tokenizer)
+    if interrupt.asked:
+        raise KeyboardInterrupt(
+            f"interrupted; the best model so far is in {args.output / 'model'}, --resume goes on"
+        )
+
+    progress = state.progress
+    figures = {
+        "epochs": progress.epoch,
+        "steps": progress.step,
+        "seconds": round(progress.seconds, 1),
+        "parameters": sum(p.numel() for p in state.model.parameters()),
+        **{name: progress.curve[-1][name] for name in ("train_loss", "held_out_loss", "held_out_accuracy")},
+    }
+    evaluation.report(state.model, tokenizer, sentences, recall_tests, held_out_tests, figures, args.output)
+    evaluation.draw_curve(progress.curve, args.output / "loss_curve.png")
+    unigram = unigram_loss(state.corpus, state.held_out, len(tokenizer.get_vocab()))
+    if figures["held_out_loss"] > 0.9 * unigram:
+        warn(
+            f"the model knows little more than how frequent each token is (held-out loss {figures['held_out_loss']:.2f}, "
+            f"from the frequencies alone {unigram:.2f}); train longer, or try another --learning-rate"
+        )
+
+
+def unigram_loss(corpus: Corpus, held_out: Corpus, vocab_size: int) -> float:
+    """The loss (nats a token) of predicting every held-out token from its frequency in training alone: the
+    plateau on which masked language models can get stuck. Counts start at one."""
+    counts = np.bincount(corpus.ids, minlength=vocab_size) + 1.0
+    special = [corpus.special.cls, corpus.special.sep]
+    counts[special] = 0
+    ids = held_out.ids[~np.isin(held_out.ids, special)]
+    return float(-np.log(counts[ids] / counts.sum()).mean())
+
+
+if __name__ == "__main__":
+    run(main)

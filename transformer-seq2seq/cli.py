@@ -1,0 +1,118 @@
+"""What all commands of this folder share: one-line errors, checked flag values, the choice of a device."""
+
+import argparse
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+
+class InputError(Exception):
+    """A user's mistake. Its message is one line that names what is wrong and the remedy."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line on stderr and exit status 2."""
+
+    def __init__(self, description: str | None):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        self.add_argument(
+            "--device",
+            choices=["auto", "cpu", "cuda", "mps"],
+            default="auto",
+            help="where to compute (default: auto, the fastest that is there)",
+        )
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message} (--help lists the flags)\n")
+
+
+def whole(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
+    """A flag's type: a whole number in [low, high]."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"needs a whole number from {low} to {high}, not {text!r}")
+        return value
+
+    return parse
+
+
+def real(low: float, high: float = math.inf) -> Callable[[str], float]:
+    """A flag's type: a finite number in [low, high]."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (low <= value <= high and math.isfinite(value)):
+            limits = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
+            raise argparse.ArgumentTypeError(f"needs a number {limits}, not {text!r}")
+        return value
+
+    return parse
+
+
+def pick_device(name: str):
+    """The torch.device that --device names.
+
+    Raises InputError where that kind is not there.
+    """
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind in there if there[kind])
+    if not there[name]:
+        raise InputError(f"--device {name}: this machine has none that PyTorch can use; try --device cpu")
+    return torch.device(name)
+
+
+class Interrupt:
+    """Turns the first Ctrl-C, or the first request to terminate, into a wish to stop that a loop can ask
+    for between two steps; the second Ctrl-C stops at once."""
+
+    def __init__(self):
+        self.asked = False
+        for kind in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(kind, self)
+
+    def __call__(self, *_):
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+def warn(message: str) -> None:
+    """One line on stderr about something odd that was dealt with."""
+    print(f"{Path(sys.argv[0]).name}: warning: {message}", file=sys.stderr)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call main; a user's mistake or a failing file ends in one line on stderr and exit status 2."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8")
+    try:
+        main()
+        sys.stdout.flush()
+    except InputError as error:
+        reason, status = str(error), 2
+    except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        reason, status = f"{error.filename or 'output'}: {error.strerror or error}", 2
+    except KeyboardInterrupt as interrupt:
+        reason, status = str(interrupt) or "interrupted", 128 + signal.SIGINT
+    else:
+        return
+    print(f"{Path(sys.argv[0]).name}: {' '.join(reason.split())}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,262 @@
+"""Generate text from prompts with a trained encoder-decoder.
+
+    python3 inference.py "AI improves healthcare"
+    python3 inference.py --beam 5 --n-best 3 "What is self-attention?"
+    python3 inference.py --sample --temperature 0.8 --seed 1 "In the future, AI will"
+    python3 inference.py --model my-run/model --beam 5 --input in.txt --output out.txt --references ref.txt
+
+Prompts are arguments, lines of --input or of standard input, or, on a terminal, what you type. Writes to
+standard output, or to --output, which appears only when it is complete.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TextIO
+
+import torch
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+import pretrained
+from cli import InputError, Parser, pick_device, real, run, warn, whole
+from decoding import Hypothesis, Sampler, generate_all
+from pairs import UNK, decode_lines, open_text, to_text
+from transformer import Transformer
+
+HERE = Path(__file__).parent
+
+
+def parse_args() -> argparse.Namespace:
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("prompts", nargs="*", metavar="PROMPT", help="the text to start from")
+    add("--model", type=Path, default=HERE / "model", metavar="DIR", help="default: model/ beside this file")
+    add(
+        "--beam",
+        type=whole(1, 1000),
+        default=1,
+        help="beam width; 1 is greedy decoding (default: %(default)s)",
+    )
+    add(
+        "--length-penalty",
+        type=real(-10, 10),
+        default=1.0,
+        metavar="A",
+        help="rank by log p / length^A (default: 1)",
+    )
+    add("--n-best", type=whole(1, 1000), default=1, help="so many outputs a prompt (default: %(default)s)")
+    add("--sample", action="store_true", help="draw the tokens at random instead")
+    add(
+        "--temperature",
+        type=real(1e-3, 1e3),
+        default=1.0,
+        help="above 1 flatter, below 1 sharper (default: 1)",
+    )
+    add("--top-k", type=whole(0), default=0, help="draw from the k likeliest tokens alone (default: 0, all)")
+    add(
+        "--top-p",
+        type=real(1e-6, 1),
+        default=1.0,
+        help="draw from the likeliest that add up to p (default: 1)",
+    )
+    add("--seed", type=whole(0), default=0, help="of the sampling (default: %(default)s)")
+    add("--max-length", type=whole(1, 100_000), help="tokens an output, </s> included (default: the model's)")
+    add("--batch-size", type=whole(1, 100_000), default=64, help="prompts at a time (default: %(default)s)")
+    add("--input", type=Path, metavar="FILE", help="prompts, a line each; one output line for each")
+    add("--output", type=Path, metavar="FILE", help="where to write (default: standard output)")
+    add("--references", type=Path, metavar="FILE", help="a reference a line: prints BLEU and chrF to stderr")
+    add("--json", action="store_true", help="one JSON object a line")
+    args = parser.parse_args()
+    if args.input and args.prompts:
+        parser.error("--input and prompts as arguments exclude each other")
+    if args.references and not args.input:
+        parser.error("--references needs --input")
+    if args.n_best > args.beam and not args.sample:
+        parser.error(f"--n-best {args.n_best} needs --beam {args.n_best} or more, or --sample")
+    if args.n_best > 1 and not args.prompts and not args.json:
+        parser.error("--n-best without prompts as arguments needs --json, as a line answers a line")
+    if args.sample and args.beam > 1:
+        parser.error("--sample and --beam exclude each other")
+    if not args.sample and (args.temperature, args.top_k, args.top_p) != (1.0, 0, 1.0):
+        parser.error("--temperature, --top-k and --top-p need --sample")
+    return args
+
+
+def encode(
+    prompts: list[str], places: list[str], model: Transformer, tokenizer: Tokenizer
+) -> list[list[int]]:
+    """The ids of prompts; places says of each where it comes from.
+
+    Raises InputError, naming the place, where one is empty or too long for the model.
+    """
+    unk, limit, unknown = tokenizer.token_to_id(UNK), model.config.max_length, {}
+    rows = []
+    for place, prompt, encoding in zip(places, prompts, tokenizer.encode_batch(prompts), strict=True):
+        if len(encoding) < 2:
+            raise InputError(f"{place} is empty; give it a text")
+        if len(encoding) > limit:
+            raise InputError(f"{place} has {len(encoding)} tokens, the model takes {limit}; shorten it")
+        for (start, end), token in zip(encoding.offsets, encoding.ids, strict=True):
+            if token == unk:
+                unknown[prompt[start:end]] = place
+        rows.append(encoding.ids)
+    if unknown:
+        words = list(unknown)
+        more = f" and {len(words) - 5} more" if len(words) > 5 else ""
+        warn(f"unknown to the model, which sees {UNK} for it: {', '.join(words[:5])}{more}")
+    return rows
+
+
+def decoder(
+    model: Transformer, args: argparse.Namespace
+) -> Callable[[list[list[int]]], list[list[Hypothesis]]]:
+    """What the flags ask for: a function from the ids of prompts to n_best outputs each, best first."""
+    max_length = args.max_length or model.config.max_length
+    if max_length > model.config.max_length:
+        raise InputError(
+            f"--max-length {max_length}: the model knows {model.config.max_length} positions; lower it"
+        )
+    generator = torch.Generator().manual_seed(args.seed)
+
+    def search(rows: list[list[int]]) -> list[list[Hypothesis]]:
+        found = generate_all(model, rows, max_length, args.batch_size, args.beam, args.length_penalty)
+        return [hypotheses[: args.n_best] for hypotheses in found]
+
+    def sample(rows: list[list[int]]) -> list[list[Hypothesis]]:
+        sampler = Sampler(generator, args.temperature, args.top_k, args.top_p)
+        repeated = [row for row in rows for _ in range(args.n_best)]
+        drawn = [
+            found[0] for found in generate_all(model, repeated, max_length, args.batch_size, pick=sampler)
+        ]
+        groups = [drawn[i : i + args.n_best] for i in range(0, len(drawn), args.n_best)]
+        return [sorted(group, key=lambda hypothesis: -hypothesis.log_probability) for group in groups]
+
+    return sample if args.sample else search
+
+
+def show(
+    prompt: str, texts: list[str], hypotheses: list[Hypothesis], args: argparse.Namespace, out: TextIO
+) -> None:
+    """Write the outputs of one prompt in the form that the flags ask for."""
+    if args.json:
+        outputs = [
+            {"text": text, "log_probability": hypothesis.log_probability}
+            for text, hypothesis in zip(texts, hypotheses, strict=True)
+        ]
+        print(json.dumps({"input": prompt, "outputs": outputs}, ensure_ascii=False), file=out)
+    elif args.prompts:
+        print(f"Input : {prompt}", *(f"Output: {text}" for text in texts), sep="\n", file=out)
+    else:
+        print(texts[0], file=out)
+
+
+def converse(model: Transformer, tokenizer: Tokenizer, args: argparse.Namespace) -> None:
+    """Answer what a person types, until an empty line or the end of input."""
+    decode = decoder(model, args)
+    print("Type a prompt; an empty line ends.", file=sys.stderr)
+    while True:
+        try:
+            prompt = input("> ").strip()
+        except EOFError:
+            return
+        if not prompt:
+            return
+        try:
+            hypotheses = decode(encode([prompt], ["the prompt"], model, tokenizer))[0]
+        except InputError as error:
+            print(error, file=sys.stderr)
+            continue
+        for hypothesis in hypotheses:
+            print(to_text(tokenizer, hypothesis.ids))
+
+
+def filter_lines(
+    lines: Iterator[str],
+    name: str,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    args: argparse.Namespace,
+    out: TextIO,
+) -> list[str]:
+    """Answer every line, in order, reading and holding a few thousand at a time; a blank one gives a blank
+    line. Returns the best outputs if there are references to compare them with."""
+    decode, best, blank = decoder(model, args), [], 0
+    with tqdm(unit="line", delay=1, dynamic_ncols=True) as bar:
+        while chunk := list(islice(lines, 32 * args.batch_size)):
+            places = [f"{name}, line {bar.n + i}," for i in range(1, len(chunk) + 1)]
+            asked = [i for i, line in enumerate(chunk) if line.strip()]
+            blank += len(chunk) - len(asked)
+            ids = encode([chunk[i] for i in asked], [places[i] for i in asked], model, tokenizer)
+            found = dict(zip(asked, decode(ids), strict=True))
+            for i, prompt in enumerate(chunk):
+                hypotheses = found.get(i, [Hypothesis([], 0.0, 0.0)])
+                texts = [to_text(tokenizer, hypothesis.ids) for hypothesis in hypotheses]
+                show(prompt, texts, hypotheses, args, out)
+                if args.references:
+                    best.append(texts[0])
+            bar.update(len(chunk))
+        if bar.n == blank:
+            raise InputError(f"{name}: holds no text; a prompt a line is needed")
+    if blank:
+        warn(f"{name}: {blank} blank lines, left blank in the output")
+    return best
+
+
+@contextmanager
+def output_to(path: Path | None) -> Iterator[TextIO]:
+    """Standard output, or a file that takes its place only when it is complete."""
+    if path is None:
+        yield sys.stdout
+        return
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            yield file
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def main() -> None:
+    args = parse_args()
+    device = pick_device(args.device)
+    references = None
+    if args.references:
+        with open_text(args.references) as stream:
+            references = list(decode_lines(stream, str(args.references)))
+    stream = open_text(args.input) if args.input else sys.stdin.buffer
+    model, tokenizer = pretrained.load(args.model, device)
+    if not args.prompts and not args.input and sys.stdin.isatty():
+        return converse(model, tokenizer, args)
+
+    with output_to(args.output) as out:
+        if args.prompts:
+            ids = encode(
+                args.prompts, [f"prompt {i}" for i in range(1, len(args.prompts) + 1)], model, tokenizer
+            )
+            for prompt, hypotheses in zip(args.prompts, decoder(model, args)(ids), strict=True):
+                show(prompt, [to_text(tokenizer, h.ids) for h in hypotheses], hypotheses, args, out)
+            return
+        name = str(args.input or "standard input")
+        best = filter_lines(decode_lines(stream, name), name, model, tokenizer, args, out)
+        if references is not None and len(references) != len(best):
+            raise InputError(f"{args.references}: has {len(references)} lines, {name} has {len(best)}")
+    if references is not None:
+        from evaluation import bleu_and_chrf
+
+        scores = bleu_and_chrf(best, references)
+        print(", ".join(f"{key} {value:.2f}" for key, value in scores.items()), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run(main)

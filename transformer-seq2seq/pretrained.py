@@ -1,0 +1,288 @@
+"""The model directory, read and written in Hugging Face's layout for MarianMT: config.json,
+generation_config.json, model.safetensors, tokenizer.json, tokenizer_config.json. Nothing is unpickled, and
+no code from a directory is run."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from cli import InputError
+from pairs import EOS, PAD, UNK
+from transformer import ACTIVATIONS, Transformer, TransformerConfig, sinusoids
+
+# Within a layer: our module -> MarianMT's, or those which, one above the other, make our fused one.
+SELF_ATTENTION = {
+    "self_attention.query": ["self_attn.q_proj"],
+    "self_attention.key_value": ["self_attn.k_proj", "self_attn.v_proj"],
+    "self_attention.output": ["self_attn.out_proj"],
+    "self_attention_norm": ["self_attn_layer_norm"],
+}
+CROSS_ATTENTION = {
+    "cross_attention.query": ["encoder_attn.q_proj"],
+    "cross_attention.key_value": ["encoder_attn.k_proj", "encoder_attn.v_proj"],
+    "cross_attention.output": ["encoder_attn.out_proj"],
+    "cross_attention_norm": ["encoder_attn_layer_norm"],
+}
+FEED_FORWARD = {
+    "feed_forward.inner": ["fc1"],
+    "feed_forward.outer": ["fc2"],
+    "feed_forward_norm": ["final_layer_norm"],
+}
+ENCODER_LAYER = SELF_ATTENTION | FEED_FORWARD
+DECODER_LAYER = SELF_ATTENTION | CROSS_ATTENTION | FEED_FORWARD
+EMBEDDING, BIAS = "model.shared.weight", "final_logits_bias"
+# copies of the embedding, and tables that are computed, which a checkpoint may hold as well
+UNUSED = {
+    "model.encoder.embed_tokens.weight",
+    "model.decoder.embed_tokens.weight",
+    "lm_head.weight",
+    "model.encoder.embed_positions.weight",
+    "model.decoder.embed_positions.weight",
+}
+
+# Our config's field -> MarianMT's. Where there are two they must agree.
+FIELDS = {
+    "vocab_size": ["vocab_size", "decoder_vocab_size"],
+    "pad_id": ["pad_token_id", "decoder_start_token_id"],
+    "eos_id": ["eos_token_id"],
+    "d_model": ["d_model"],
+    "n_encoder_layers": ["encoder_layers"],
+    "n_decoder_layers": ["decoder_layers"],
+    "n_heads": ["encoder_attention_heads", "decoder_attention_heads"],
+    "d_ff": ["encoder_ffn_dim", "decoder_ffn_dim"],
+    "dropout": ["dropout"],
+    "max_length": ["max_position_embeddings"],
+    "activation": ["activation_function"],
+}
+LARGEST = {"vocab_size": 10_000_000, "pad_id": 10_000_000, "eos_id": 10_000_000}  # of the others: 1,000,000
+# what config.json must say, if it says anything, for the model to be ours
+REQUIRED = {
+    "scale_embedding": True,
+    "share_encoder_decoder_embeddings": True,
+    "tie_word_embeddings": True,
+    "normalize_before": False,
+    "normalize_embedding": False,
+    "add_final_layer_norm": False,
+    "static_position_embeddings": True,
+}
+
+
+def names(config: TransformerConfig) -> dict[str, list[str]]:
+    """Our name of every tensor -> MarianMT's, or those of the tensors which, one above the other, make it."""
+    table = {"embeddings.token.weight": [EMBEDDING], "output_bias": [BIAS]}
+    stacks = (
+        ("encoder", config.n_encoder_layers, ENCODER_LAYER),
+        ("decoder", config.n_decoder_layers, DECODER_LAYER),
+    )
+    for stack, n_layers, modules in stacks:
+        for layer in range(n_layers):
+            for ours, theirs in modules.items():
+                for kind in ("weight", "bias"):
+                    parts = [f"model.{stack}.layers.{layer}.{part}.{kind}" for part in theirs]
+                    table[f"{stack}.{layer}.{ours}.{kind}"] = parts
+    return table
+
+
+def to_marian(model: Transformer) -> dict[str, Tensor]:
+    """The weights under MarianMT's names, fused projections split."""
+    weights = model.state_dict()
+    marian = {}
+    for ours, theirs in names(model.config).items():
+        for name, part in zip(theirs, weights[ours].cpu().chunk(len(theirs)), strict=True):
+            marian[name] = part.clone()
+    marian[BIAS] = marian[BIAS][None]
+    return marian
+
+
+def from_marian(marian: dict[str, Tensor], config: TransformerConfig) -> dict[str, Tensor]:
+    """The weights under our names, keys and values fused; what is missing is left out.
+
+    Raises InputError where there are tensors that no MarianMT model has.
+    """
+    table = names(config)
+    unknown = marian.keys() - UNUSED - {name for theirs in table.values() for name in theirs}
+    if unknown:
+        raise InputError(f"weights that a MarianMT model has no place for: {some(sorted(unknown))}")
+    marian[BIAS] = marian[BIAS].flatten() if BIAS in marian else torch.zeros(config.vocab_size)
+    return {
+        ours: torch.cat([marian[name] for name in theirs])
+        for ours, theirs in table.items()
+        if all(name in marian for name in theirs)
+    }
+
+
+def save(directory: Path, model: Transformer, tokenizer: Tokenizer) -> None:
+    """Write the model directory. Every file is written beside its place first, then all are moved in."""
+    config = model.config
+    ids = {
+        "pad_token_id": config.pad_id,
+        "decoder_start_token_id": config.pad_id,
+        "eos_token_id": config.eos_id,
+    }
+    contents = {
+        "config.json": {
+            "model_type": "marian",
+            "architectures": ["MarianMTModel"],
+            "is_encoder_decoder": True,
+            **{theirs: getattr(config, ours) for ours, fields in FIELDS.items() for theirs in fields},
+            **REQUIRED,
+            "attention_dropout": 0.0,
+            "activation_dropout": 0.0,
+            "forced_eos_token_id": None,
+            "dtype": "float32",
+        },
+        "generation_config.json": {
+            **ids,
+            "bad_words_ids": [[config.pad_id]],
+            "max_length": config.max_length,
+            "num_beams": 1,
+        },
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": config.max_length,
+            "model_input_names": ["input_ids", "attention_mask"],
+            "clean_up_tokenization_spaces": False,
+            "eos_token": EOS,
+            "unk_token": UNK,
+            "pad_token": PAD,
+        },
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=directory) as name:
+        folder = Path(name)
+        for file, content in contents.items():
+            (folder / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        tokenizer.save(str(folder / "tokenizer.json"))
+        save_file(to_marian(model), folder / "model.safetensors", metadata={"format": "pt"})
+        for file in sorted(folder.iterdir()):
+            os.replace(file, directory / file.name)
+
+
+def load(directory: Path, device: torch.device) -> tuple[Transformer, Tokenizer]:
+    """Read a model directory. Returns the model, in evaluation mode, and its tokenizer.
+
+    Raises InputError where something is missing, damaged or of another kind.
+    """
+    if not (directory / "config.json").is_file():
+        raise InputError(
+            f"{directory}: no model here (no config.json); run train.py first, or name one with --model"
+        )
+    config = read_config(directory / "config.json")
+    tokenizer = read_tokenizer(directory / "tokenizer.json", config)
+    weights = from_marian(read_tensors(directory), config)
+    with torch.device("meta"):  # shapes alone: nothing is allocated before they are known to fit
+        model = Transformer(config)
+    wrong = [
+        f"{name} is {list(weights[name].shape) if name in weights else 'missing'}, expected {list(tensor.shape)}"
+        for name, tensor in model.state_dict().items()
+        if name not in weights or weights[name].shape != tensor.shape
+    ]
+    if wrong:
+        raise InputError(f"{directory}: the weights do not fit config.json: {some(wrong)}")
+    model.load_state_dict(weights, assign=True)
+    model.embeddings.positions = sinusoids(config.max_length, config.d_model)
+    return model.eval().to(device), tokenizer
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises InputError where the file is not a JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: is not a JSON object; the model directory is damaged")
+    return content
+
+
+def read_config(path: Path) -> TransformerConfig:
+    """The model's sizes from a MarianMT config.json. Raises InputError where it is not such a file."""
+    content = read_json(path)
+    if content.get("model_type") != "marian":
+        raise InputError(f"{path}: model_type is {content.get('model_type')!r}; supported is 'marian'")
+    for field, supported in REQUIRED.items():
+        if content.get(field, supported) != supported:
+            raise InputError(f"{path}: {field} is {content[field]!r}; supported is {supported!r}")
+    values = {}
+    for ours, fields in FIELDS.items():
+        value = values[ours] = content.get(fields[0])
+        kind = TransformerConfig.__annotations__[ours]
+        if kind is int:
+            low, high = 0 if ours in ("pad_id", "eos_id") else 1, LARGEST.get(ours, 1_000_000)
+            fits = type(value) is int and low <= value <= high
+        elif kind is float:
+            fits = type(value) in (int, float) and 0 <= value < 1
+        else:
+            fits = isinstance(value, str) and value in ACTIVATIONS
+        if not fits:
+            raise InputError(f"{path}: {fields[0]} is {value!r}, which is not supported")
+        for other in fields[1:]:
+            if content.get(other, value) != value:
+                raise InputError(
+                    f"{path}: {other} is {content[other]!r}; supported is {fields[0]}'s {value!r}"
+                )
+    if values["d_model"] % values["n_heads"]:
+        raise InputError(f"{path}: d_model is not a multiple of encoder_attention_heads")
+    if max(values["pad_id"], values["eos_id"]) >= values["vocab_size"]:
+        raise InputError(f"{path}: pad_token_id or eos_token_id is not below vocab_size")
+    return TransformerConfig(**values)
+
+
+def read_tokenizer(path: Path, config: TransformerConfig) -> Tokenizer:
+    """Raises InputError where it is missing, unreadable, or has ids that the model has not."""
+    if not path.is_file():
+        raise InputError(f"{path}: is missing; save the model with its fast tokenizer")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise InputError(f"{path}: is not a tokenizer ({error})") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    ends = tokenizer.token_to_id(EOS), tokenizer.token_to_id(PAD)
+    if highest >= config.vocab_size or ends != (config.eos_id, config.pad_id):
+        raise InputError(f"{path}: belongs to another model: its ids do not fit config.json")
+    return tokenizer
+
+
+def read_tensors(directory: Path) -> dict[str, Tensor]:
+    """All tensors of model.safetensors, or of the shards that its index names, as fp32.
+
+    Raises InputError where a file is missing or damaged.
+    """
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        shards = read_json(index).get("weight_map")
+        files = sorted({str(name) for name in shards.values()}) if isinstance(shards, dict) else []
+    else:
+        files = ["model.safetensors"]
+    tensors = {}
+    for name in files:
+        path = directory / Path(name).name  # a shard lies in the directory, whatever the index says
+        if not path.is_file():
+            pickled = (directory / "pytorch_model.bin").is_file()
+            hint = (
+                "pytorch_model.bin is a pickle, which is never read; save as safetensors"
+                if pickled
+                else "get it anew"
+            )
+            raise InputError(f"{path}: is missing; {hint}")
+        try:
+            with safe_open(path, "pt") as file:
+                tensors |= {key: file.get_tensor(key).float() for key in file.keys()}
+        except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
+            raise InputError(f"{path}: is damaged ({error}); get it anew") from None
+    return tensors
+
+
+def some(items: list[str]) -> str:
+    """The first few of a list, and how many more there are."""
+    return "; ".join(items[:3]) + (f"; and {len(items) - 3} more" if len(items) > 3 else "")

@@ -1,0 +1,351 @@
+"""Train the encoder-decoder Transformer on pairs: a prompt, and the text that should come of it.
+
+    python3 train.py                                   the bundled pairs, about a minute and a half
+    python3 train.py --pairs my.tsv --tokenizer bpe --max-minutes 30 --output my-run
+    python3 train.py --resume                          go on after an interruption
+
+Writes to --output (default: this folder): model/ (a Hugging Face MarianMT directory), samples/metrics.jsonl
+(a line for every evaluation), samples/metrics.json (the final figures), samples/loss_curve.png,
+samples/outputs.tsv (held-out prompts, references, outputs), and, while it runs, checkpoint.pt. The model
+directory is replaced only when a run ends or is interrupted.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import checkpoint
+import evaluation
+import pretrained
+from cli import InputError, Interrupt, Parser, pick_device, real, run, warn, whole
+from pairs import IGNORE, PAD, Batch, Pair, PairCorpus, train_tokenizer, training_and_held_out
+from transformer import Transformer, TransformerConfig
+
+HERE = Path(__file__).parent
+DEFAULT_EPOCHS = 60
+VOCAB_SIZE = {"word": 30_000, "bpe": 8_000}
+SAVE_SECONDS = 60  # a checkpoint is written at least so often
+FIXED = "seed", "batch_tokens", "learning_rate", "warmup_steps", "label_smoothing"  # when a run is resumed
+
+
+def parse_args() -> argparse.Namespace:
+    size = {f.name: f.default for f in fields(TransformerConfig)}
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--pairs", type=Path, nargs="+", metavar="TSV", help="UTF-8, a pair a line (default: data/train.tsv)")
+    add("--held-out", type=Path, metavar="TSV", help="pairs to evaluate on (default: one source in 20)")
+    add("--source-column", metavar="NAME", help="header or number (default: source, or the first)")
+    add("--target-column", metavar="NAME", help="header or number (default: target, or the second)")
+    add("--tokenizer", choices=list(VOCAB_SIZE), default="word", help="what a token is (default: word)")
+    add(
+        "--vocab-size",
+        type=whole(300, 1_000_000),
+        help="at most so many tokens (default: word 30000, bpe 8000)",
+    )
+    add("--d-model", type=whole(1, 65_536), default=size["d_model"], help="width (default: %(default)s)")
+    add(
+        "--n-layers",
+        type=whole(1, 1_000),
+        default=size["n_encoder_layers"],
+        help="of each stack (default: %(default)s)",
+    )
+    add(
+        "--n-heads",
+        type=whole(1, 65_536),
+        default=size["n_heads"],
+        help="heads a layer (default: %(default)s)",
+    )
+    add("--d-ff", type=whole(1, 1_000_000), default=size["d_ff"], help="inner width (default: %(default)s)")
+    add("--dropout", type=real(0, 0.99), default=size["dropout"], help="dropout rate (default: %(default)s)")
+    add(
+        "--max-length",
+        type=whole(2, 100_000),
+        default=size["max_length"],
+        help="tokens a side (default: %(default)s)",
+    )
+    add(
+        "--epochs",
+        type=whole(1),
+        help=f"passes over the pairs (default: {DEFAULT_EPOCHS}, if no limit is set)",
+    )
+    add("--max-steps", type=whole(1), help="stop after so many updates")
+    add("--max-minutes", type=real(0.001), help="stop after so many minutes")
+    add(
+        "--batch-tokens",
+        type=whole(2),
+        default=1024,
+        help="a batch's tokens on either side (default: %(default)s)",
+    )
+    add("--learning-rate", type=real(1e-9, 10), default=2e-3, help="the highest (default: %(default)s)")
+    add("--warmup-steps", type=whole(0), default=100, help="steps until it is reached (default: %(default)s)")
+    add(
+        "--label-smoothing",
+        type=real(0, 0.99),
+        default=0.1,
+        help="share spread evenly (default: %(default)s)",
+    )
+    add(
+        "--precision",
+        choices=["fp32", "bf16"],
+        default="fp32",
+        help="of matrix products (default: %(default)s)",
+    )
+    add("--seed", type=whole(0), default=0, help="of weights, order and dropout (default: %(default)s)")
+    add("--resume", action="store_true", help="go on from the checkpoint in --output")
+    add("--output", type=Path, default=HERE, metavar="DIR", help="where to write (default: this folder)")
+    args = parser.parse_args()
+    if args.d_model % args.n_heads:
+        parser.error(f"--d-model {args.d_model} is not a multiple of --n-heads {args.n_heads}")
+    if args.epochs is args.max_steps is args.max_minutes is None:
+        args.epochs = DEFAULT_EPOCHS
+    return args
+
+
+def learning_rate(step: int, done: float, peak: float, warmup_steps: int) -> float:
+    """Linear warm-up, then half a cosine down to zero; done goes from 0 to 1 as the budget is used up."""
+    return peak * min(1.0, (step + 1) / max(1, warmup_steps)) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def token_losses(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """Cross-entropy with label smoothing (Szegedy et al. 2016, section 7), summed over the scored tokens.
+
+        loss = (1 - e) (-log p(y)) + e mean_v(-log p(v))
+
+    logits (B, T, V), of which the last column, the padding token's, is left out; labels (B, T)
+    -> that sum, and the sum of -log p(y) alone (nats).
+    """
+    log_probs = logits[..., :-1].float().log_softmax(dim=-1)
+    scored = labels != IGNORE
+    nll = -log_probs.gather(-1, labels.clamp(min=0)[..., None])[..., 0][scored].sum()
+    if not smoothing:
+        return nll, nll
+    return (1 - smoothing) * nll - smoothing * log_probs.mean(dim=-1)[scored].sum(), nll
+
+
+@dataclass
+class Progress:
+    """How far a run has come. With the seed, epoch and position decide every later batch, and the step
+    decides the dropout: nothing else has to be remembered for an exact continuation."""
+
+    epoch: int = 0  # full passes made
+    position: int = 0  # batches taken of the pass after them
+    step: int = 0  # updates made
+    tokens: int = 0  # target tokens seen, padding not counted
+    seconds: float = 0.0
+    nll: float = 0.0  # -log p of the target tokens since the last evaluation (nats), and their number
+    nll_tokens: int = 0
+    best_accuracy: float = 0.0
+    curve: list[dict] = field(default_factory=list)  # a record for every evaluation
+
+
+@dataclass
+class Run:
+    """A model in training: update() makes one step, evaluate() adds a record to the curve and keeps the
+    model if it is good, save() writes what a continuation needs."""
+
+    args: argparse.Namespace
+    device: torch.device
+    model: Transformer
+    optimizer: torch.optim.Optimizer
+    corpus: PairCorpus
+    held_out: PairCorpus
+    identity: dict  # what may not change when the run is resumed
+    progress: Progress = field(default_factory=Progress)
+    kept: dict[str, Tensor] | None = None  # the weights chosen so far
+
+    def update(self, batch: Batch, done: float) -> None:
+        """One step of the optimizer on one batch."""
+        args, progress = self.args, self.progress
+        torch.manual_seed(int(np.random.SeedSequence([args.seed, progress.step]).generate_state(1)[0]))
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(progress.step, done, args.learning_rate, args.warmup_steps)
+        n_tokens = int((batch.labels != IGNORE).sum())
+
+        self.model.train()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=args.precision == "bf16"):
+            logits = self.model(batch.source, batch.target)  # (B, T, V)
+        loss, nll = token_losses(logits, batch.labels, args.label_smoothing)
+        self.optimizer.zero_grad()
+        (loss / n_tokens).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+
+        progress.step += 1
+        progress.tokens += n_tokens
+        progress.nll += nll.item()
+        progress.nll_tokens += n_tokens
+
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        """Score the held-out pairs under teacher forcing, and keep the model unless one before it was
+        better by more than a standard error: of equally good models the last, the longest trained."""
+        self.model.eval()
+        nll, right, count = 0.0, 0, 0
+        for rows in self.held_out.plan(4 * self.args.batch_tokens, np.random.default_rng(0)):
+            batch = self.held_out.batch(rows).to(self.device)
+            logits = self.model(batch.source, batch.target)
+            nll += token_losses(logits, batch.labels, smoothing=0.0)[1].item()
+            right += int((logits.argmax(dim=-1) == batch.labels).sum())
+            count += int((batch.labels != IGNORE).sum())
+        progress, accuracy = self.progress, right / count
+        train_loss = progress.nll / progress.nll_tokens
+        if not math.isfinite(train_loss + nll):
+            raise InputError(
+                f"the loss is no longer finite at step {progress.step}; try a lower --learning-rate"
+            )
+        progress.curve.append(
+            {
+                "epoch": progress.epoch,
+                "step": progress.step,
+                "seconds": round(progress.seconds, 2),
+                "tokens": progress.tokens,
+                "train_loss": train_loss,
+                "held_out_loss": nll / count,
+                "held_out_token_accuracy": accuracy,
+                "learning_rate": self.optimizer.param_groups[0]["lr"],
+            }
+        )
+        progress.nll, progress.nll_tokens = 0.0, 0
+        if accuracy >= progress.best_accuracy - math.sqrt(accuracy * (1 - accuracy) / count):
+            self.kept = {
+                name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()
+            }
+        progress.best_accuracy = max(accuracy, progress.best_accuracy)
+
+    def plan(self, epoch: int) -> list[np.ndarray]:
+        """The batches of an epoch, as the seed has them."""
+        return self.corpus.plan(self.args.batch_tokens, np.random.default_rng([self.args.seed, epoch]))
+
+    def train(self, interrupt: Interrupt) -> None:
+        """Update until the first limit is reached or an interrupt asks to stop; evaluate and save on the way."""
+        args, progress = self.args, self.progress
+        plan = self.plan(progress.epoch)
+        max_steps = min(args.max_steps or math.inf, (args.epochs or math.inf) * len(plan))
+        max_seconds = 60 * (args.max_minutes or math.inf)
+        evaluate_every = min(max(len(plan), 50), 1000)
+        started, saved = time.monotonic() - progress.seconds, progress.seconds
+
+        def spent() -> float:
+            return max(progress.step / max_steps, progress.seconds / max_seconds)
+
+        bar = tqdm(initial=progress.step, unit="step", dynamic_ncols=True)
+        bar.total = max_steps if max_steps < math.inf else None
+        while (done := spent()) < 1 and not interrupt.asked:
+            self.update(self.corpus.batch(plan[progress.position]).to(self.device), done)
+            bar.update()
+            progress.position += 1
+            if progress.position == len(plan):
+                progress.epoch, progress.position = progress.epoch + 1, 0
+                plan = self.plan(progress.epoch)
+            progress.seconds = time.monotonic() - started
+            if due := spent() >= 1 or progress.step % evaluate_every == 0:
+                self.evaluate()
+                progress.seconds = time.monotonic() - started
+                losses = {name: f"{progress.curve[-1][name]:.3f}" for name in ("train_loss", "held_out_loss")}
+                bar.set_postfix(epoch=progress.epoch, **losses)
+            if due or interrupt.asked or progress.seconds > saved + SAVE_SECONDS:
+                self.save()
+                saved = progress.seconds
+        bar.close()
+
+    def save(self) -> None:
+        """Write the curve so far, and the checkpoint from which --resume goes on exactly here."""
+        state = {
+            "identity": self.identity,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "kept": self.kept,
+            "progress": asdict(self.progress),
+        }
+        checkpoint.save(self.args.output / "checkpoint.pt", state)
+        lines = "".join(json.dumps(record) + "\n" for record in self.progress.curve)
+        samples = self.args.output / "samples"
+        samples.mkdir(exist_ok=True)
+        (samples / "metrics.jsonl").write_text(lines, encoding="utf-8")
+
+    def restore(self) -> None:
+        """Go back to the checkpoint. Raises InputError where there is none, or one of another run."""
+        state = checkpoint.load(self.args.output / "checkpoint.pt", self.identity)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.kept, self.progress = state["kept"], Progress(**state["progress"])
+
+
+def prepare(args: argparse.Namespace, device: torch.device, pairs: list[Pair], held_out: list[Pair]):
+    """A Run at its beginning, and the tokenizer, learnt from the training pairs alone."""
+    texts = (text for pair in pairs for text in (pair.source, pair.target))
+    tokenizer = train_tokenizer(texts, args.tokenizer, args.vocab_size or VOCAB_SIZE[args.tokenizer])
+    corpus = PairCorpus(pairs, tokenizer, args.max_length)
+    held_out_corpus = PairCorpus(held_out, tokenizer, args.max_length)
+    if corpus.too_long or held_out_corpus.too_long:
+        warn(
+            f"left out {corpus.too_long} training and {held_out_corpus.too_long} held-out pairs of more than "
+            f"{args.max_length} tokens on a side; raise --max-length to keep them"
+        )
+    config = TransformerConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        pad_id=tokenizer.token_to_id(PAD),
+        n_encoder_layers=args.n_layers,
+        n_decoder_layers=args.n_layers,
+        **{name: getattr(args, name) for name in ("d_model", "n_heads", "d_ff", "dropout", "max_length")},
+    )
+    torch.manual_seed(args.seed)
+    model = Transformer(config).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98), eps=1e-9)
+    digest = hashlib.sha256(corpus.source.ids.tobytes() + corpus.target.ids.tobytes()).hexdigest()[:16]
+    fixed = {name: getattr(args, name) for name in FIXED}
+    identity = {"corpus": digest, **asdict(config), **fixed}
+    return Run(args, device, model, optimizer, corpus, held_out_corpus, identity), tokenizer
+
+
+def main() -> None:
+    args = parse_args()
+    device = pick_device(args.device)
+    pairs, held_out = training_and_held_out(
+        args.pairs or [HERE / "data" / "train.tsv"],
+        args.held_out or (None if args.pairs else HERE / "data" / "held_out.tsv"),
+        (args.source_column, args.target_column),
+        args.seed,
+    )
+    state, tokenizer = prepare(args, device, pairs, held_out)
+    print(
+        f"{len(state.corpus):,} pairs to train on, {len(state.held_out):,} held out; {tokenizer.get_vocab_size():,} "
+        f"tokens in the vocabulary; {sum(p.numel() for p in state.model.parameters()):,} parameters on {device.type}"
+    )
+    args.output.mkdir(parents=True, exist_ok=True)
+    if args.resume:
+        state.restore()
+    interrupt = Interrupt()
+    state.train(interrupt)
+    if state.kept is None:
+        state.evaluate()
+    state.model.load_state_dict(state.kept)
+    pretrained.save(args.output / "model", state.model, tokenizer)
+    if interrupt.asked:
+        raise KeyboardInterrupt(
+            f"interrupted; the best model so far is in {args.output / 'model'}, --resume goes on"
+        )
+
+    progress = state.progress
+    figures = {
+        "epochs": progress.epoch,
+        "steps": progress.step,
+        "seconds": round(progress.seconds, 1),
+        "parameters": sum(p.numel() for p in state.model.parameters()),
+        **{name: progress.curve[-1][name] for name in ("train_loss", "held_out_loss")},
+    }
+    evaluation.report(state.model, tokenizer, pairs, held_out, figures, args.output / "samples")
+    evaluation.draw_curve(progress.curve, args.output / "samples" / "loss_curve.png")
+
+
+if __name__ == "__main__":
+    run(main)
