@@ -31,7 +31,9 @@ def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("sentences", nargs="*", metavar="SENTENCE", help="with a [MASK] for every hidden word")
-    add("--model", type=Path, default=HERE / "results" / "model", metavar="DIR", help="default: results/model")
+    add(
+        "--model", type=Path, default=HERE / "results" / "model", metavar="DIR", help="default: results/model"
+    )
     add("--top-k", type=whole(1), default=5, help="so many words for each [MASK] (default: %(default)s)")
     add("--score", action="store_true", help="pseudo-perplexity and each token's surprisal instead")
     add("--json", action="store_true", help="one JSON object a line")
@@ -103,7 +105,9 @@ def score(sentence: str, model: MaskedLanguageModel, tokenizer: Tokenizer, devic
         rows = torch.arange(len(chunk), device=device)
         hidden = torch.zeros(len(chunk), len(ids), dtype=torch.bool, device=device)
         hidden[rows, chunk] = True
-        log_probs = model(ids.expand(len(chunk), -1).masked_fill(hidden, special.mask), hidden).log_softmax(-1)
+        log_probs = model(ids.expand(len(chunk), -1).masked_fill(hidden, special.mask), hidden).log_softmax(
+            -1
+        )
         surprisals += (-log_probs[rows, ids[chunk]]).tolist()
     tokens = [
         {"token": to_word(tokenizer, int(ids[position])), "surprisal": surprisal}

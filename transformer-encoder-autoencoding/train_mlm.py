@@ -31,7 +31,7 @@ from corpus import IGNORE, PAD, Corpus, corrupt, train_tokenizer, training_and_h
 from encoder import EncoderConfig, MaskedLanguageModel
 
 HERE = Path(__file__).parent
-DEFAULT_EPOCHS = 150
+DEFAULT_EPOCHS = 180
 VOCAB_SIZE = {"word": 30_000, "bpe": 8_000}
 SAVE_SECONDS = 60  # a checkpoint is written at least so often
 FIXED = "seed", "batch_tokens", "learning_rate", "warmup_steps", "mask_prob"  # when a run is resumed
@@ -87,13 +87,13 @@ def parse_args() -> argparse.Namespace:
     add(
         "--batch-tokens",
         type=whole(4),
-        default=2048,
+        default=1024,
         help="tokens a batch, padding included (default: %(default)s)",
     )
     add(
         "--learning-rate",
         type=real(1e-9, 10),
-        default=2e-3,
+        default=3e-3,
         help="highest learning rate (default: %(default)s)",
     )
     add("--warmup-steps", type=whole(0), default=100, help="steps until it is reached (default: %(default)s)")
@@ -301,7 +301,7 @@ def prepare(args: argparse.Namespace, device: torch.device, sentences: list[str]
     )
     torch.manual_seed(args.seed)
     model = MaskedLanguageModel(config).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     digest = hashlib.sha256(corpus.ids.tobytes()).hexdigest()[:16]
     identity = {"corpus": digest, **asdict(config), **{name: getattr(args, name) for name in FIXED}}
     return Run(args, device, model, optimizer, corpus, held_out_corpus, identity), tokenizer

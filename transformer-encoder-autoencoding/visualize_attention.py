@@ -10,15 +10,142 @@ head asked for or of the mean of all; attention_heads.png, every head of every l
 import argparse
 from pathlib import Path
 
+import matplotlib
+
+matplotlib.use("Agg")
 import torch
-from tokenizers import Tokenizer
+from fill_mask import encode, to_word
+from matplotlib import pyplot as plt
 from torch import Tensor
 
 import pretrained
 from cli import InputError, Parser, pick_device, run, whole
-from corpus import MASK, SpecialIds
-from encoder import MaskedLanguageModel
-from fill_mask import encode, to_word
+from corpus import CLS, MASK, SEP, SpecialIds
 
 HERE = Path(__file__).parent
-SENTENCE = f"Transformers use {MASK} attention"
+COLOURS = "cividis"  # even in lightness, and the same to a colour-blind reader
+
+
+def parse_args() -> argparse.Namespace:
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("sentence", nargs="?", default=f"Transformers use {MASK} attention", metavar="SENTENCE")
+    add(
+        "--model", type=Path, default=HERE / "results" / "model", metavar="DIR", help="default: results/model"
+    )
+    add(
+        "--output",
+        type=Path,
+        default=HERE / "results",
+        metavar="DIR",
+        help="where to write (default: results/)",
+    )
+    add("--layer", type=whole(1), help="the heat map's layer, from 1 (default: the mean of all)")
+    add("--head", type=whole(1), help="the heat map's head, from 1 (default: the mean of all)")
+    return parser.parse_args()
+
+
+def entropy(weights: Tensor) -> Tensor:
+    """How widely attention is spread, in bits: weights (..., T, S) -> (...), the mean over the T rows of
+    -sum_s w_s log2 w_s; 0 where each word attends to one alone, log2 S where it attends to all alike."""
+    return -(weights * weights.clamp(min=1e-30).log2()).sum(dim=-1).mean(dim=-1)
+
+
+def choose(weights: Tensor, layer: int | None, head: int | None) -> tuple[Tensor, str]:
+    """weights (L, H, T, S) -> the map (T, S) of a layer and head, both from 1, and its name; where one is
+    None the mean is taken over it. Raises InputError where the model has no such layer or head."""
+    for flag, number, there in (("--layer", layer, weights.size(0)), ("--head", head, weights.size(1))):
+        if number is not None and number > there:
+            raise InputError(f"{flag} {number}: the model has {there}; give a number from 1 to {there}")
+    layers = weights.mean(dim=0) if layer is None else weights[layer - 1]  # (H, T, S)
+    chosen = layers.mean(dim=0) if head is None else layers[head - 1]  # (T, S)
+    which_layer = "mean of all layers" if layer is None else f"layer {layer}"
+    which_head = "mean of all heads" if head is None else f"head {head}"
+    return chosen, f"{which_layer}, {which_head}"
+
+
+def draw_map(weights: Tensor, words: list[str], title: str, path: Path) -> None:
+    """One attention map (S, S): a row for every word that attends, a column for every word attended to."""
+    highest = float(weights.max())
+    side = max(3.6, 1.8 + 0.42 * len(words))
+    figure, axes = plt.subplots(figsize=(side + 1.2, side), layout="constrained")
+    image = axes.imshow(weights, cmap=COLOURS, vmin=0, vmax=highest)
+    axes.set_xticks(range(len(words)), words, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(words)), words)
+    axes.set(xlabel="attended to", ylabel="attending")
+    axes.set_title(title, fontsize=10)
+    if len(words) <= 16:
+        for row, column in torch.ones_like(weights).nonzero().tolist():
+            weight = float(weights[row, column])
+            shade = "black" if weight > 0.6 * highest else "white"
+            axes.text(column, row, f"{weight:.2f}", color=shade, ha="center", va="center", fontsize=7)
+    figure.colorbar(image, label="attention weight (each row adds up to 1)", shrink=0.85)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def draw_heads(weights: Tensor, words: list[str], title: str, path: Path) -> None:
+    """Every head's map, weights (L, H, S, S), a row of maps for each layer, on one scale from 0 to 1."""
+    n_layers, n_heads = weights.shape[:2]
+    side = max(1.5, min(2.6, 0.24 * len(words)))
+    figure, grid = plt.subplots(
+        n_layers,
+        n_heads,
+        figsize=(1.6 + side * n_heads, 1.2 + (side + 0.35) * n_layers),
+        layout="constrained",
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+    )
+    for axes, head_weights, spread, (layer, head) in zip(
+        grid.flat,
+        weights.flatten(0, 1),
+        entropy(weights).flatten().tolist(),
+        torch.cartesian_prod(torch.arange(n_layers), torch.arange(n_heads)).tolist(),
+        strict=True,
+    ):
+        image = axes.imshow(head_weights, cmap=COLOURS, vmin=0, vmax=1)
+        axes.set_title(f"layer {layer + 1}, head {head + 1}\n{spread:.2f} bits", fontsize=8)
+        axes.set_xticks(range(len(words)), words, rotation=90, fontsize=6)
+        axes.set_yticks(range(len(words)), words, fontsize=6)
+    figure.suptitle(title, fontsize=10)
+    figure.supxlabel("attended to", fontsize=9)
+    figure.supylabel("attending", fontsize=9)
+    figure.colorbar(image, ax=grid, label="attention weight", shrink=0.8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+@torch.inference_mode()
+def main() -> None:
+    args = parse_args()
+    device = pick_device(args.device)
+    model, tokenizer = pretrained.load(args.model, device)
+    ids = torch.tensor([encode(args.sentence, model, tokenizer).ids], device=device)
+    states, weights = model.encoder(ids, need_weights=True)
+    weights = torch.stack(weights)[:, 0].cpu()  # (L, H, S, S)
+
+    special = SpecialIds.of(tokenizer)
+    names = {special.cls: CLS, special.sep: SEP}
+    words = [names.get(token) or to_word(tokenizer, token) for token in ids[0].tolist()]
+    title = args.sentence
+    for position in (ids[0] == special.mask).nonzero().flatten().tolist():
+        guess = to_word(tokenizer, int(model.head(states[0, position]).argmax()))
+        words[position] = f"{MASK} → {guess}"
+    title = title if len(title) <= 70 else title[:69] + "…"
+
+    args.output.mkdir(parents=True, exist_ok=True)
+    chosen, name = choose(weights, args.layer, args.head)
+    draw_map(chosen, words, f"{title}\n{name}", args.output / "attention_heatmap.png")
+    draw_heads(
+        weights,
+        words,
+        f"{title}\nentropy of each head, mean over the words",
+        args.output / "attention_heads.png",
+    )
+    for file in ("attention_heatmap.png", "attention_heads.png"):
+        print(args.output / file)
+
+
+if __name__ == "__main__":
+    run(main)

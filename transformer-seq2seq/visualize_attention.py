@@ -1,0 +1,167 @@
+"""Draw what a generated text attends to: the prompt (cross-attention), and its own beginning.
+
+    python3 visualize_attention.py
+    python3 visualize_attention.py --layer 2 --head 1 "What is the capital of France?"
+
+Writes to --output (default: samples/ beside this file): attention_heatmap.png, the cross-attention of the
+layer and head asked for or of the mean of all; decoder_self_attention.png, the causal triangle of the same;
+attention_heads.png, the cross-attention of every head of every layer with its entropy.
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import torch
+from inference import encode
+from matplotlib import pyplot as plt
+from tokenizers import Tokenizer
+from torch import Tensor
+
+import pretrained
+from cli import InputError, Parser, pick_device, run, whole
+from decoding import generate
+from pairs import to_text
+from transformer import Attentions, causal_mask
+
+HERE = Path(__file__).parent
+FILES = "attention_heatmap.png", "decoder_self_attention.png", "attention_heads.png"
+COLOURS = "cividis"  # even in lightness, and the same to a colour-blind reader
+
+
+def parse_args() -> argparse.Namespace:
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("prompt", nargs="?", default="The teacher explains the lesson", metavar="PROMPT")
+    add("--model", type=Path, default=HERE / "model", metavar="DIR", help="default: model/ beside this file")
+    add(
+        "--output",
+        type=Path,
+        default=HERE / "samples",
+        metavar="DIR",
+        help="where to write (default: samples/)",
+    )
+    add("--layer", type=whole(1), help="the maps' decoder layer, from 1 (default: the mean of all)")
+    add("--head", type=whole(1), help="the maps' head, from 1 (default: the mean of all)")
+    return parser.parse_args()
+
+
+def entropy(weights: Tensor) -> Tensor:
+    """How widely attention is spread, in bits: weights (..., T, S) -> (...), the mean over the T rows of
+    -sum_s w_s log2 w_s; 0 where each word attends to one alone, log2 S where it attends to all alike."""
+    return -(weights * weights.clamp(min=1e-30).log2()).sum(dim=-1).mean(dim=-1)
+
+
+def choose(weights: Tensor, layer: int | None, head: int | None) -> tuple[Tensor, str]:
+    """weights (L, H, T, S) -> the map (T, S) of a layer and head, both from 1, and its name; where one is
+    None the mean is taken over it. Raises InputError where the model has no such layer or head."""
+    for flag, number, there in (("--layer", layer, weights.size(0)), ("--head", head, weights.size(1))):
+        if number is not None and number > there:
+            raise InputError(f"{flag} {number}: the model has {there}; give a number from 1 to {there}")
+    layers = weights.mean(dim=0) if layer is None else weights[layer - 1]  # (H, T, S)
+    chosen = layers.mean(dim=0) if head is None else layers[head - 1]  # (T, S)
+    which_layer = "mean of all layers" if layer is None else f"layer {layer}"
+    which_head = "mean of all heads" if head is None else f"head {head}"
+    return chosen, f"{which_layer}, {which_head}"
+
+
+def label(tokenizer: Tokenizer, token: int) -> str:
+    """One token as it reads in a text; as it stands in the vocabulary where it is no whole character."""
+    text = to_text(tokenizer, [token])
+    return tokenizer.id_to_token(token) if not text or "\ufffd" in text else text
+
+
+def draw_map(weights: Tensor, rows: list[str], columns: list[str], title: str, path: Path) -> None:
+    """One attention map (T, S): a row for every word being generated, a column for every word attended to.
+    What may not be attended to is NaN and left white."""
+    highest = float(weights.nan_to_num().max())
+    size = max(4.5, 2.8 + 0.42 * len(columns)), max(3.6, 1.8 + 0.36 * len(rows))
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
+    image = axes.imshow(weights, cmap=COLOURS, vmin=0, vmax=highest)
+    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set(xlabel="attended to", ylabel="being generated")
+    axes.set_title(title, fontsize=10)
+    if max(weights.shape) <= 16:
+        for row, column in (~weights.isnan()).nonzero().tolist():
+            weight = float(weights[row, column])
+            shade = "black" if weight > 0.6 * highest else "white"
+            axes.text(column, row, f"{weight:.2f}", color=shade, ha="center", va="center", fontsize=7)
+    figure.colorbar(image, label="attention weight (each row adds up to 1)", shrink=0.85)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def draw_heads(weights: Tensor, rows: list[str], columns: list[str], title: str, path: Path) -> None:
+    """Every head's map, weights (L, H, T, S), a row of maps for each layer, on one scale from 0 to 1."""
+    n_layers, n_heads = weights.shape[:2]
+    side = max(1.5, min(2.6, 0.24 * len(columns)))
+    figure, grid = plt.subplots(
+        n_layers,
+        n_heads,
+        figsize=(1.6 + side * n_heads, 1.2 + (side + 0.35) * n_layers),
+        layout="constrained",
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+    )
+    for axes, head_weights, spread, (layer, head) in zip(
+        grid.flat,
+        weights.flatten(0, 1),
+        entropy(weights).flatten().tolist(),
+        torch.cartesian_prod(torch.arange(n_layers), torch.arange(n_heads)).tolist(),
+        strict=True,
+    ):
+        image = axes.imshow(head_weights, cmap=COLOURS, vmin=0, vmax=1)
+        axes.set_title(f"layer {layer + 1}, head {head + 1}\n{spread:.2f} bits", fontsize=8)
+        axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=6)
+        axes.set_yticks(range(len(rows)), rows, fontsize=6)
+    figure.suptitle(title, fontsize=10)
+    figure.supxlabel("attended to", fontsize=9)
+    figure.supylabel("being generated", fontsize=9)
+    figure.colorbar(image, ax=grid, label="attention weight", shrink=0.8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+@torch.inference_mode()
+def main() -> None:
+    args = parse_args()
+    device = pick_device(args.device)
+    model, tokenizer = pretrained.load(args.model, device)
+    source = torch.tensor(encode([args.prompt], ["the prompt"], model, tokenizer), device=device)
+    output = generate(model, source, model.config.max_length)[0][0].ids
+    target = torch.tensor([[model.config.pad_id, *output]], device=device)  # what the decoder reads
+    attentions = Attentions()
+    memory, _ = model.encode(source)
+    model.decode(target, model.cache(source, memory), attentions)
+    cross = torch.stack(attentions.cross)[:, 0].cpu()  # (L, H, T, S)
+    causal = torch.stack(attentions.decoder)[:, 0].cpu()  # (L, H, T, T)
+
+    asked = [label(tokenizer, token) for token in source[0].tolist()]
+    generated = [label(tokenizer, token) for token in [*output, model.config.eos_id]]
+    read = ["start", *generated[:-1]]
+    title = args.prompt if len(args.prompt) <= 70 else args.prompt[:69] + "…"
+
+    args.output.mkdir(parents=True, exist_ok=True)
+    chosen, name = choose(cross, args.layer, args.head)
+    draw_map(chosen, generated, asked, f"cross-attention: {title}\n{name}", args.output / FILES[0])
+    chosen, name = choose(causal, args.layer, args.head)
+    seen = causal_mask(len(read))[0, 0]
+    draw_map(
+        chosen.masked_fill(~seen, torch.nan),
+        generated,
+        read,
+        f"decoder self-attention: {title}\n{name}",
+        args.output / FILES[1],
+    )
+    heading = f"cross-attention: {title}\nentropy of each head, mean over the generated words"
+    draw_heads(cross, generated, asked, heading, args.output / FILES[2])
+    for file in FILES:
+        print(args.output / file)
+
+
+if __name__ == "__main__":
+    run(main)
