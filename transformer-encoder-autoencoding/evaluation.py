@@ -11,12 +11,13 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 
 from cli import InputError
-from corpus import CLS, IGNORE, SEP, WORD, SpecialIds, read_lines
+from corpus import CLS, IGNORE, SEP, WORD, Corpus, SpecialIds, read_lines
 from encoder import MaskedLanguageModel
 
 
@@ -170,6 +171,16 @@ def report(
             verdict = "" if guesses[i] == cloze.key else f"  (was: {cloze.key})"
             print(f"  {cloze.sentence[:begin]}[{guesses[i]}]{cloze.sentence[end:]}{verdict}")
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+
+
+def unigram_loss(corpus: Corpus, held_out: Corpus, vocab_size: int) -> float:
+    """The loss (nats a token) of predicting every held-out token from its frequency in training alone: the
+    plateau on which masked language models can get stuck. Counts start at one."""
+    counts = np.bincount(corpus.ids, minlength=vocab_size) + 1.0
+    special = [corpus.special.cls, corpus.special.sep]
+    counts[special] = 0
+    ids = held_out.ids[~np.isin(held_out.ids, special)]
+    return float(-np.log(counts[ids] / counts.sum()).mean())
 
 
 def draw_curve(curve: list[dict], path: Path) -> None:

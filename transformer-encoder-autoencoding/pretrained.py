@@ -17,29 +17,32 @@ from cli import InputError
 from corpus import CLS, MASK, PAD, SEP, UNK, SpecialIds
 from encoder import EncoderConfig, MaskedLanguageModel
 
-# our name -> BERT's; {} is the number of the layer
-NAMES = {
-    "encoder.embeddings.token": "bert.embeddings.word_embeddings",
-    "encoder.embeddings.position": "bert.embeddings.position_embeddings",
-    "encoder.embeddings.norm": "bert.embeddings.LayerNorm",
-    "encoder.layers.{}.attention.output": "bert.encoder.layer.{}.attention.output.dense",
-    "encoder.layers.{}.attention_norm": "bert.encoder.layer.{}.attention.output.LayerNorm",
-    "encoder.layers.{}.feed_forward.inner": "bert.encoder.layer.{}.intermediate.dense",
-    "encoder.layers.{}.feed_forward.outer": "bert.encoder.layer.{}.output.dense",
-    "encoder.layers.{}.feed_forward_norm": "bert.encoder.layer.{}.output.LayerNorm",
-    "head.transform": "cls.predictions.transform.dense",
-    "head.norm": "cls.predictions.transform.LayerNorm",
-    "head.decoder": "cls.predictions.decoder",
+# Our module -> BERT's, or those which, one above the other, make our fused one.
+MODULES = {
+    "encoder.embeddings.norm": ["bert.embeddings.LayerNorm"],
+    "head.transform": ["cls.predictions.transform.dense"],
+    "head.norm": ["cls.predictions.transform.LayerNorm"],
 }
-# our fused projection <- BERT's three, one above the other
-QKV = "encoder.layers.{}.attention.qkv"
-QUERY_KEY_VALUE = [f"bert.encoder.layer.{{}}.attention.self.{part}" for part in ("query", "key", "value")]
-SEGMENT = "bert.embeddings.token_type_embeddings.weight"
-DECODER_BIAS = "cls.predictions.bias"
-# what a BERT checkpoint may hold beyond its masked language model
+LAYER = {  # within encoder.layers.i and bert.encoder.layer.i
+    "attention.qkv": ["attention.self.query", "attention.self.key", "attention.self.value"],
+    "attention.output": ["attention.output.dense"],
+    "attention_norm": ["attention.output.LayerNorm"],
+    "feed_forward.inner": ["intermediate.dense"],
+    "feed_forward.outer": ["output.dense"],
+    "feed_forward_norm": ["output.LayerNorm"],
+}
+WORDS = "bert.embeddings.word_embeddings.weight"
+TENSORS = {
+    "encoder.embeddings.token.weight": [WORDS],
+    "encoder.embeddings.position.weight": ["bert.embeddings.position_embeddings.weight"],
+    "head.decoder.weight": ["cls.predictions.decoder.weight"],
+    "head.decoder.bias": ["cls.predictions.bias"],
+}
+SEGMENTS = "bert.embeddings.token_type_embeddings.weight"
+# what a checkpoint may hold beyond the masked language model: other heads, and copies
 UNUSED = ("bert.pooler.", "cls.seq_relationship.", "bert.embeddings.position_ids", "cls.predictions.decoder.")
 
-# our config's field -> BERT's
+# Our config's field -> BERT's.
 FIELDS = {
     "vocab_size": "vocab_size",
     "d_model": "hidden_size",
@@ -52,42 +55,105 @@ FIELDS = {
     "layer_norm_eps": "layer_norm_eps",
     "tied_embeddings": "tie_word_embeddings",
 }
-# what config.json must say, if it says anything, for the model to be ours
-REQUIRED = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
 BERT_DEFAULTS = {
     "hidden_dropout_prob": 0.1,
     "pad_token_id": 0,
     "layer_norm_eps": 1e-12,
     "tie_word_embeddings": True,
 }
+LARGEST = {"vocab_size": 10_000_000, "pad_id": 10_000_000, "n_layers": 1_000}  # of the others: 1,000,000
+# what config.json must say, if it says anything, for the model to be ours
+REQUIRED = {
+    "hidden_act": "gelu",
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+}
+
+
+def names(config: EncoderConfig) -> dict[str, list[str]]:
+    """Our name of every tensor -> BERT's, or those of the tensors which, one above the other, make it."""
+    modules = dict(MODULES)
+    for i in range(config.n_layers):
+        for ours, theirs in LAYER.items():
+            modules[f"encoder.layers.{i}.{ours}"] = [f"bert.encoder.layer.{i}.{part}" for part in theirs]
+    return TENSORS | {
+        f"{ours}.{kind}": [f"{part}.{kind}" for part in theirs]
+        for ours, theirs in modules.items()
+        for kind in ("weight", "bias")
+    }
+
+
+def to_bert(model: MaskedLanguageModel) -> dict[str, Tensor]:
+    """The weights under BERT's names: fused projections split, and a segment embedding of zeros."""
+    weights = model.state_dict()
+    bert = {SEGMENTS: torch.zeros(1, model.config.d_model)}
+    for ours, theirs in names(model.config).items():
+        for name, part in zip(theirs, weights[ours].cpu().chunk(len(theirs)), strict=True):
+            bert[name] = part.clone()
+    if model.config.tied_embeddings:
+        del bert["cls.predictions.decoder.weight"]
+    return bert
+
+
+def from_bert(bert: dict[str, Tensor], config: EncoderConfig) -> dict[str, Tensor]:
+    """The weights under our names: query, key and value fused; the first segment's embedding, which every
+    token of a single sentence gets, added to the positions. What is missing is left out.
+
+    Raises InputError where there are tensors that no BERT has.
+    """
+    old = {".gamma": ".weight", ".beta": ".bias"}  # layer norms of the first checkpoints
+    for name in [name for name in bert if name.endswith(tuple(old))]:
+        stem, dot, suffix = name.rpartition(".")
+        bert[stem + old[dot + suffix]] = bert.pop(name)
+    if config.tied_embeddings and WORDS in bert:
+        bert["cls.predictions.decoder.weight"] = bert[WORDS]
+    table = names(config)
+    known = {SEGMENTS, *(name for theirs in table.values() for name in theirs)}
+    unknown = sorted(name for name in bert if name not in known and not name.startswith(UNUSED))
+    if unknown:
+        raise InputError(f"weights that BERT's masked language model has no place for: {some(unknown)}")
+    weights = {
+        ours: torch.cat([bert[name] for name in theirs])
+        for ours, theirs in table.items()
+        if all(name in bert for name in theirs)
+    }
+    positions, segments = weights.get("encoder.embeddings.position.weight"), bert.get(SEGMENTS)
+    if positions is not None and segments is not None:
+        if segments.shape[1:] != positions.shape[1:]:
+            raise InputError(f"{SEGMENTS} is {list(segments.shape)}, which does not fit config.json")
+        weights["encoder.embeddings.position.weight"] = positions + segments[0]
+    return weights
 
 
 def save(directory: Path, model: MaskedLanguageModel, tokenizer: Tokenizer) -> None:
     """Write the model directory. Every file is written beside its place first, then all are moved in."""
     config = model.config
-    hf_config = {
-        "model_type": "bert",
-        "architectures": ["BertForMaskedLM"],
-        **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()},
-        **REQUIRED,
-        "attention_probs_dropout_prob": 0.0,
-        "type_vocab_size": 1,
-        "dtype": "float32",
-    }
-    tokenizer_config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": config.max_length,
-        "model_input_names": ["input_ids", "attention_mask"],
-        "pad_token": PAD,
-        "unk_token": UNK,
-        "cls_token": CLS,
-        "sep_token": SEP,
-        "mask_token": MASK,
+    contents = {
+        "config.json": {
+            "model_type": "bert",
+            "architectures": ["BertForMaskedLM"],
+            **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()},
+            **REQUIRED,
+            "attention_probs_dropout_prob": 0.0,
+            "type_vocab_size": 1,
+            "dtype": "float32",
+        },
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": config.max_length,
+            "model_input_names": ["input_ids", "attention_mask"],
+            "pad_token": PAD,
+            "unk_token": UNK,
+            "cls_token": CLS,
+            "sep_token": SEP,
+            "mask_token": MASK,
+        },
     }
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=directory) as name:
         folder = Path(name)
-        for file, content in (("config.json", hf_config), ("tokenizer_config.json", tokenizer_config)):
+        for file, content in contents.items():
             (folder / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         tokenizer.save(str(folder / "tokenizer.json"))
         save_file(to_bert(model), folder / "model.safetensors", metadata={"format": "pt"})
@@ -96,24 +162,22 @@ def save(directory: Path, model: MaskedLanguageModel, tokenizer: Tokenizer) -> N
 
 
 def load(directory: Path, device: torch.device) -> tuple[MaskedLanguageModel, Tokenizer]:
-    """Read a model directory: one of ours, or any of BERT's saved with a fast tokenizer.
+    """Read a model directory: one of ours, or any BERT with its fast tokenizer.
 
     Returns the model, in evaluation mode, and its tokenizer.
     Raises InputError where something is missing, damaged or of another kind.
     """
     if not (directory / "config.json").is_file():
-        raise InputError(
-            f"{directory}: no model here (no config.json); run train_mlm.py first, or name one with --model"
-        )
+        raise InputError(f"{directory}: no model here; run train_mlm.py first, or name one with --model")
     config = read_config(directory / "config.json")
     tokenizer = read_tokenizer(directory / "tokenizer.json", config)
-    with torch.device("meta"):
-        model = MaskedLanguageModel(config)
     weights = from_bert(read_tensors(directory), config)
+    with torch.device("meta"):  # shapes alone: nothing is allocated before they are known to fit
+        model = MaskedLanguageModel(config)
     wrong = [
-        f"{name} {tuple(weights[name].shape) if name in weights else 'is missing'}, expected {tuple(t.shape)}"
-        for name, t in model.state_dict().items()
-        if name not in weights or weights[name].shape != t.shape
+        f"{name} is {list(weights[name].shape) if name in weights else 'missing'}, not {list(tensor.shape)}"
+        for name, tensor in model.state_dict().items()
+        if name not in weights or weights[name].shape != tensor.shape
     ]
     if wrong:
         raise InputError(f"{directory}: the weights do not fit config.json: {some(wrong)}")
@@ -142,19 +206,18 @@ def read_config(path: Path) -> EncoderConfig:
     for field, supported in REQUIRED.items():
         if content.get(field, supported) != supported:
             raise InputError(f"{path}: {field} is {content[field]!r}; supported is {supported!r}")
-    values = {ours: content.get(theirs, BERT_DEFAULTS.get(theirs)) for ours, theirs in FIELDS.items()}
-    limits = {"vocab_size": 10_000_000, "n_layers": 1_000, "pad_id": 10_000_000}
-    for ours, value in values.items():
-        theirs, kind = FIELDS[ours], EncoderConfig.__annotations__[ours]
+    values = {}
+    for ours, theirs in FIELDS.items():
+        value = values[ours] = content.get(theirs, BERT_DEFAULTS.get(theirs))
+        kind = EncoderConfig.__annotations__[ours]
         if kind is int:
-            low, high = 0 if ours == "pad_id" else 1, limits.get(ours, 1_000_000)
-            fits = type(value) is int and low <= value <= high
+            fits = type(value) is int and (ours != "pad_id") <= value <= LARGEST.get(ours, 1_000_000)
         elif kind is float:
             fits = type(value) in (int, float) and 0 <= value < 1
         else:
             fits = type(value) is bool
         if not fits:
-            raise InputError(f"{path}: {theirs} is {value!r}; a plausible {kind.__name__} is needed")
+            raise InputError(f"{path}: {theirs} is {value!r}, which is not supported")
     if values["d_model"] % values["n_heads"]:
         raise InputError(f"{path}: hidden_size is not a multiple of num_attention_heads")
     return EncoderConfig(**values)
@@ -170,7 +233,7 @@ def read_tokenizer(path: Path, config: EncoderConfig) -> Tokenizer:
         raise InputError(f"{path}: is not a tokenizer ({error})") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    highest = max(tokenizer.get_vocab(with_added_tokens=True).values())
+    highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if highest >= config.vocab_size or SpecialIds.of(tokenizer).pad != config.pad_id:
         raise InputError(f"{path}: belongs to another model: its ids do not fit config.json")
     return tokenizer
@@ -184,83 +247,26 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         shards = read_json(index).get("weight_map")
-        names = sorted({str(name) for name in shards.values()}) if isinstance(shards, dict) else []
+        files = sorted({str(name) for name in shards.values()}) if isinstance(shards, dict) else []
     else:
-        names = ["model.safetensors"]
+        files = ["model.safetensors"]
     tensors = {}
-    for name in names:
+    for name in files:
         path = directory / Path(name).name  # a shard lies in the directory, whatever the index says
         if not path.is_file():
-            pickled = (
-                " (pytorch_model.bin is a pickle and is not read)"
-                * (directory / "pytorch_model.bin").is_file()
+            pickled = (directory / "pytorch_model.bin").is_file()
+            hint = (
+                "pytorch_model.bin is a pickle, which is never read; save as safetensors"
+                if pickled
+                else "get it anew"
             )
-            raise InputError(f"{path}: is missing{pickled}; weights are read from safetensors files")
+            raise InputError(f"{path}: is missing; {hint}")
         try:
             with safe_open(path, "pt") as file:
-                tensors |= {key: file.get_tensor(key).float() for key in file.keys()}
+                tensors |= {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
             raise InputError(f"{path}: is damaged ({error}); get it anew") from None
     return tensors
-
-
-def to_bert(model: MaskedLanguageModel) -> dict[str, Tensor]:
-    """The weights under BERT's names: the fused projection split, a segment embedding of zeros added."""
-    weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    bert = {SEGMENT: torch.zeros(1, model.config.d_model)}
-    for ours, theirs, kind in pairs_of_names(model.config):
-        if isinstance(theirs, list):
-            bert |= {
-                f"{part}.{kind}": t
-                for part, t in zip(theirs, weights[f"{ours}.{kind}"].chunk(3), strict=True)
-            }
-        else:
-            bert[f"{theirs}.{kind}"] = weights[f"{ours}.{kind}"]
-    bert[DECODER_BIAS] = bert.pop("cls.predictions.decoder.bias")
-    if model.config.tied_embeddings:
-        del bert["cls.predictions.decoder.weight"]
-    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in bert.items()}
-
-
-def from_bert(bert: dict[str, Tensor], config: EncoderConfig) -> dict[str, Tensor]:
-    """The weights under our names: query, key and value fused, the first segment's embedding, which all
-    tokens of a single sentence share, folded into the positions.
-
-    What is missing is left out. Raises InputError where there are tensors that no BERT has.
-    """
-    bert = {name.replace(".gamma", ".weight").replace(".beta", ".bias"): t for name, t in bert.items()}
-    if "cls.predictions.decoder.bias" not in bert and DECODER_BIAS in bert:
-        bert["cls.predictions.decoder.bias"] = bert[DECODER_BIAS]
-    if config.tied_embeddings and "bert.embeddings.word_embeddings.weight" in bert:
-        bert["cls.predictions.decoder.weight"] = bert["bert.embeddings.word_embeddings.weight"]
-    weights, used = {}, {SEGMENT, DECODER_BIAS}
-    for ours, theirs, kind in pairs_of_names(config):
-        parts = [f"{part}.{kind}" for part in (theirs if isinstance(theirs, list) else [theirs])]
-        used.update(parts)
-        if all(part in bert for part in parts):
-            weights[f"{ours}.{kind}"] = (
-                torch.cat([bert[part] for part in parts]) if len(parts) > 1 else bert[parts[0]]
-            )
-    unknown = [name for name in bert if name not in used and not name.startswith(UNUSED)]
-    if unknown:
-        raise InputError(f"weights that this BERT has no place for: {some(unknown)}")
-    positions = "encoder.embeddings.position.weight"
-    if SEGMENT in bert and positions in weights:
-        weights[positions] = weights[positions] + bert[SEGMENT][0]
-    return weights
-
-
-def pairs_of_names(config: EncoderConfig):
-    """(our name, BERT's name or three names, "weight" or "bias") of every parameter."""
-    for ours, theirs in [*NAMES.items(), (QKV, QUERY_KEY_VALUE)]:
-        for layer in range(config.n_layers) if "{}" in ours else [0]:
-            filled = [t.format(layer) for t in theirs] if isinstance(theirs, list) else theirs.format(layer)
-            for kind in (
-                ("weight",)
-                if ours in ("encoder.embeddings.token", "encoder.embeddings.position")
-                else ("weight", "bias")
-            ):
-                yield ours.format(layer), filled, kind
 
 
 def some(items: list[str]) -> str:

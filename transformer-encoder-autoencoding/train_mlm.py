@@ -26,6 +26,7 @@ from tqdm import tqdm
 import checkpoint
 import evaluation
 import pretrained
+from checkpoint import Progress
 from cli import InputError, Interrupt, Parser, pick_device, real, run, warn, whole
 from corpus import IGNORE, PAD, Corpus, corrupt, train_tokenizer, training_and_held_out
 from encoder import EncoderConfig, MaskedLanguageModel
@@ -34,6 +35,7 @@ HERE = Path(__file__).parent
 DEFAULT_EPOCHS = 180
 VOCAB_SIZE = {"word": 30_000, "bpe": 8_000}
 SAVE_SECONDS = 60  # a checkpoint is written at least so often
+OF_INIT = "tokenizer", "vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "dropout"  # not with --init
 FIXED = "seed", "batch_tokens", "learning_rate", "warmup_steps", "mask_prob"  # when a run is resumed
 
 
@@ -46,81 +48,47 @@ def parse_args() -> argparse.Namespace:
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="UTF-8 text, a sentence a line (default: data/train.txt)",
+        help="UTF-8, a sentence a line (default: data/train.txt)",
     )
-    add(
-        "--held-out",
-        type=Path,
-        metavar="FILE",
-        help="text to evaluate on (default: one sentence in 20 of the corpus)",
-    )
-    add("--tokenizer", choices=list(VOCAB_SIZE), default="word", help="what a token is (default: word)")
-    add("--vocab-size", type=whole(16, 1_000_000), help=f"at most so many tokens (default: {VOCAB_SIZE})")
-    add("--d-model", type=whole(1, 65_536), default=size["d_model"], help="width (default: %(default)s)")
-    add("--n-layers", type=whole(1, 1_000), default=size["n_layers"], help="layers (default: %(default)s)")
-    add(
-        "--n-heads",
-        type=whole(1, 65_536),
-        default=size["n_heads"],
-        help="heads a layer (default: %(default)s)",
-    )
-    add(
-        "--d-ff",
-        type=whole(1, 1_000_000),
-        default=size["d_ff"],
-        help="inner width of the feed-forward part (default: %(default)s)",
-    )
-    add("--dropout", type=real(0, 0.99), default=size["dropout"], help="dropout rate (default: %(default)s)")
+    add("--held-out", type=Path, metavar="FILE", help="text to evaluate on (default: one sentence in 20)")
+    add("--init", type=Path, metavar="DIR", help="go on with this BERT's weights, sizes and tokenizer")
+    add("--tokenizer", choices=list(VOCAB_SIZE), default="word", help="what a token is")
+    add("--vocab-size", type=whole(300, 1_000_000), help=f"at most so many tokens (default: {VOCAB_SIZE})")
+    add("--d-model", type=whole(1, 65_536), default=size["d_model"], help="width")
+    add("--n-layers", type=whole(1, 1_000), default=size["n_layers"], help="layers")
+    add("--n-heads", type=whole(1, 65_536), default=size["n_heads"], help="attention heads a layer")
+    add("--d-ff", type=whole(1, 1_000_000), default=size["d_ff"], help="inner width of the feed-forward part")
+    add("--dropout", type=real(0, 0.99), default=size["dropout"], help="dropout rate")
     add(
         "--max-length",
         type=whole(4, 100_000),
         default=size["max_length"],
-        help="tokens a window, [CLS] and [SEP] included (default: %(default)s)",
+        help="most tokens, [CLS] and [SEP] included",
     )
     add(
-        "--epochs",
-        type=whole(1),
-        help=f"passes over the corpus (default: {DEFAULT_EPOCHS} if no other limit is set)",
+        "--epochs", type=whole(1), help=f"passes over the text (default: {DEFAULT_EPOCHS} if no limit is set)"
     )
-    add("--max-steps", type=whole(1), help="stop after so many steps")
+    add("--max-steps", type=whole(1), help="stop after so many updates")
     add("--max-minutes", type=real(0.001), help="stop after so many minutes")
-    add(
-        "--batch-tokens",
-        type=whole(4),
-        default=1024,
-        help="tokens a batch, padding included (default: %(default)s)",
-    )
-    add(
-        "--learning-rate",
-        type=real(1e-9, 10),
-        default=3e-3,
-        help="highest learning rate (default: %(default)s)",
-    )
-    add("--warmup-steps", type=whole(0), default=100, help="steps until it is reached (default: %(default)s)")
-    add(
-        "--mask-prob",
-        type=real(0.001, 0.999),
-        default=0.15,
-        help="share of the tokens to predict (default: %(default)s)",
-    )
-    add(
-        "--precision",
-        choices=["fp32", "bf16"],
-        default="fp32",
-        help="of matrix products (default: %(default)s)",
-    )
-    add("--seed", type=whole(0), default=0, help="of weights, order and masks (default: %(default)s)")
-    add("--resume", action="store_true", help="go on from the last checkpoint in --output")
-    add(
-        "--output",
-        type=Path,
-        default=HERE / "results",
-        metavar="DIR",
-        help="where to write (default: results/)",
-    )
+    add("--batch-tokens", type=whole(4), default=1024, help="a batch's tokens, with padding")
+    add("--learning-rate", type=real(1e-9, 10), default=3e-3, help="the highest learning rate")
+    add("--warmup-steps", type=whole(0), default=100, help="updates until it is reached")
+    add("--mask-prob", type=real(0.001, 0.999), default=0.15, help="share of the tokens to predict")
+    add("--precision", choices=["fp32", "bf16"], default="fp32", help="of the matrix products")
+    add("--seed", type=whole(0), default=0, help="of weights, order, masks and dropout")
+    add("--resume", action="store_true", help="go on from the checkpoint in --output")
+    add("--output", type=Path, default=HERE / "results", metavar="DIR", help="where to write")
     args = parser.parse_args()
     if args.d_model % args.n_heads:
         parser.error(f"--d-model {args.d_model} is not a multiple of --n-heads {args.n_heads}")
+    if args.init and (
+        own := [
+            f"--{name}".replace("_", "-")
+            for name in OF_INIT
+            if getattr(args, name) != parser.get_default(name)
+        ]
+    ):
+        parser.error(f"--init and {own[0]} exclude each other: the directory has its own")
     if args.epochs is args.max_steps is args.max_minutes is None:
         args.epochs = DEFAULT_EPOCHS
     return args
@@ -129,22 +97,6 @@ def parse_args() -> argparse.Namespace:
 def learning_rate(step: int, done: float, peak: float, warmup_steps: int) -> float:
     """Linear warm-up, then half a cosine down to zero; done goes from 0 to 1 as the budget is used up."""
     return peak * min(1.0, (step + 1) / max(1, warmup_steps)) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-@dataclass
-class Progress:
-    """How far a run has come. With the seed, epoch and position decide every later batch, and the step
-    decides masks and dropout: nothing else has to be remembered for an exact continuation."""
-
-    epoch: int = 0  # full passes made
-    position: int = 0  # batches taken of the pass after them
-    step: int = 0  # updates made
-    tokens: int = 0  # tokens seen, padding not counted
-    seconds: float = 0.0
-    nll: float = 0.0  # -log p of the hidden tokens since the last evaluation (nats), and their number
-    nll_tokens: int = 0
-    best_accuracy: float = 0.0
-    curve: list[dict] = field(default_factory=list)  # a record for every evaluation
 
 
 @dataclass
@@ -226,6 +178,7 @@ class Run:
         )
         progress.nll, progress.nll_tokens = 0.0, 0
         if accuracy >= progress.best_accuracy - math.sqrt(accuracy * (1 - accuracy) / count):
+            progress.kept = len(progress.curve) - 1
             self.kept = {
                 name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()
             }
@@ -236,7 +189,7 @@ class Run:
         return self.corpus.plan(self.args.batch_tokens, np.random.default_rng([self.args.seed, epoch]))
 
     def train(self, interrupt: Interrupt) -> None:
-        """Update until the first limit is reached or an interrupt asks to stop; evaluate and save on the way."""
+        """Update until a limit is reached or an interrupt asks to stop; evaluate and save on the way."""
         args, progress = self.args, self.progress
         plan = self.plan(progress.epoch)
         max_steps = min(args.max_steps or math.inf, (args.epochs or math.inf) * len(plan))
@@ -288,11 +241,12 @@ class Run:
         self.kept, self.progress = state["kept"], Progress(**state["progress"])
 
 
-def prepare(args: argparse.Namespace, device: torch.device, sentences: list[str], held_out: list[str]):
-    """A Run at its beginning, and the tokenizer, learnt from the training sentences alone."""
+def begin(args: argparse.Namespace, device: torch.device, sentences: list[str]):
+    """The model to start from and its tokenizer: those in --init, or random weights and a vocabulary that
+    is learnt from the training sentences."""
+    if args.init:
+        return pretrained.load(args.init, device)
     tokenizer = train_tokenizer(sentences, args.tokenizer, args.vocab_size or VOCAB_SIZE[args.tokenizer])
-    corpus = Corpus(sentences, tokenizer, args.max_length)
-    held_out_corpus = Corpus(held_out, tokenizer, args.max_length)
     sizes = "d_model", "n_layers", "n_heads", "d_ff", "dropout", "max_length"
     config = EncoderConfig(
         vocab_size=tokenizer.get_vocab_size(),
@@ -300,10 +254,17 @@ def prepare(args: argparse.Namespace, device: torch.device, sentences: list[str]
         **{name: getattr(args, name) for name in sizes},
     )
     torch.manual_seed(args.seed)
-    model = MaskedLanguageModel(config).to(device)
+    return MaskedLanguageModel(config).to(device), tokenizer
+
+
+def prepare(args: argparse.Namespace, device: torch.device, sentences: list[str], held_out: list[str]):
+    """A Run at its beginning, and the tokenizer."""
+    model, tokenizer = begin(args, device, sentences)
+    max_length = min(args.max_length, model.config.max_length)
+    corpus, held_out_corpus = (Corpus(texts, tokenizer, max_length) for texts in (sentences, held_out))
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     digest = hashlib.sha256(corpus.ids.tobytes()).hexdigest()[:16]
-    identity = {"corpus": digest, **asdict(config), **{name: getattr(args, name) for name in FIXED}}
+    identity = {"corpus": digest, **asdict(model.config), **{name: getattr(args, name) for name in FIXED}}
     return Run(args, device, model, optimizer, corpus, held_out_corpus, identity), tokenizer
 
 
@@ -316,9 +277,10 @@ def main() -> None:
     recall_tests = [cloze for path in files for cloze in evaluation.read_clozes(path)]
     held_out_tests = evaluation.read_clozes(held_out_file) if held_out_file else []
     state, tokenizer = prepare(args, device, sentences, held_out)
+    n_parameters = sum(parameter.numel() for parameter in state.model.parameters())
     print(
-        f"{len(sentences):,} sentences to train on, {len(held_out):,} held out; {tokenizer.get_vocab_size():,} "
-        f"tokens in the vocabulary; {sum(p.numel() for p in state.model.parameters()):,} parameters on {device.type}"
+        f"{len(sentences):,} sentences to train on, {len(held_out):,} held out; "
+        f"vocabulary of {tokenizer.get_vocab_size():,}; {n_parameters:,} parameters on {device.type}"
     )
     args.output.mkdir(parents=True, exist_ok=True)
     if args.resume:
@@ -331,7 +293,7 @@ def main() -> None:
     pretrained.save(args.output / "model", state.model, tokenizer)
     if interrupt.asked:
         raise KeyboardInterrupt(
-            f"interrupted; the best model so far is in {args.output / 'model'}, --resume goes on"
+            f"interrupted; the model so far is in {args.output / 'model'}, --resume goes on"
         )
 
     progress = state.progress
@@ -339,27 +301,20 @@ def main() -> None:
         "epochs": progress.epoch,
         "steps": progress.step,
         "seconds": round(progress.seconds, 1),
-        "parameters": sum(p.numel() for p in state.model.parameters()),
-        **{name: progress.curve[-1][name] for name in ("train_loss", "held_out_loss", "held_out_accuracy")},
+        "parameters": n_parameters,
+        **{
+            name: progress.curve[progress.kept][name]
+            for name in ("train_loss", "held_out_loss", "held_out_accuracy")
+        },
     }
     evaluation.report(state.model, tokenizer, sentences, recall_tests, held_out_tests, figures, args.output)
     evaluation.draw_curve(progress.curve, args.output / "loss_curve.png")
-    unigram = unigram_loss(state.corpus, state.held_out, len(tokenizer.get_vocab()))
-    if figures["held_out_loss"] > 0.9 * unigram:
+    unigram = evaluation.unigram_loss(state.corpus, state.held_out, state.model.config.vocab_size)
+    if (held_out_loss := figures["held_out_loss"]) > 0.9 * unigram:
         warn(
-            f"the model knows little more than how frequent each token is (held-out loss {figures['held_out_loss']:.2f}, "
-            f"from the frequencies alone {unigram:.2f}); train longer, or try another --learning-rate"
+            f"the model knows little more than how frequent each token is (loss {held_out_loss:.2f}, from "
+            f"frequencies alone {unigram:.2f}): train longer, or try another --learning-rate"
         )
-
-
-def unigram_loss(corpus: Corpus, held_out: Corpus, vocab_size: int) -> float:
-    """The loss (nats a token) of predicting every held-out token from its frequency in training alone: the
-    plateau on which masked language models can get stuck. Counts start at one."""
-    counts = np.bincount(corpus.ids, minlength=vocab_size) + 1.0
-    special = [corpus.special.cls, corpus.special.sep]
-    counts[special] = 0
-    ids = held_out.ids[~np.isin(held_out.ids, special)]
-    return float(-np.log(counts[ids] / counts.sum()).mean())
 
 
 if __name__ == "__main__":

@@ -2,12 +2,30 @@
 
 import os
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cli import InputError
+
+
+@dataclass
+class Progress:
+    """How far a run has come. With the seed, epoch and position decide every later batch, and the step
+    decides the dropout: nothing else has to be remembered for an exact continuation."""
+
+    epoch: int = 0  # full passes made
+    position: int = 0  # batches taken of the pass after them
+    step: int = 0  # updates made
+    tokens: int = 0  # target tokens seen, padding not counted
+    seconds: float = 0.0
+    nll: float = 0.0  # -log p of the target tokens since the last evaluation (nats), and their number
+    nll_tokens: int = 0
+    curve: list[dict] = field(default_factory=list)  # a record for every evaluation
+    kept: int = 0  # which of them the kept weights belong to
+    best_accuracy: float = 0.0
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

@@ -13,16 +13,23 @@ class InputError(Exception):
     """A user's mistake. Its message is one line that names what is wrong and the remedy."""
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps a description's lines as they are, and names a flag's default where it has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line on stderr and exit status 2."""
 
     def __init__(self, description: str | None):
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        super().__init__(description=description, formatter_class=HelpFormatter)
         self.add_argument(
             "--device",
             choices=["auto", "cpu", "cuda", "mps"],
             default="auto",
-            help="where to compute (default: auto, the fastest that is there)",
+            help="where to compute; auto takes the fastest that is there",
         )
 
     def error(self, message: str):

@@ -239,8 +239,12 @@ class PairCorpus:
             range(0, len(pairs), 1000), desc="tokenizing", unit="k pairs", leave=False, delay=1
         ):
             chunk = pairs[start : start + 1000]
-            both = tokenizer.encode_batch([p.source for p in chunk] + [p.target for p in chunk])
-            for source, target in zip(both[: len(chunk)], both[len(chunk) :], strict=True):
+            encode_targets = getattr(tokenizer, "encode_targets", tokenizer.encode_batch)
+            encoded = (
+                tokenizer.encode_batch([p.source for p in chunk]),
+                encode_targets([p.target for p in chunk]),
+            )
+            for source, target in zip(*encoded, strict=True):
                 if max(len(source), len(target)) <= max_length:
                     sources.append(source.ids)
                     targets.append(target.ids)

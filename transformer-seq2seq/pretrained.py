@@ -15,6 +15,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from cli import InputError
+from marian_tokenizer import FILES as SENTENCEPIECE_FILES
+from marian_tokenizer import MarianTokenizer
 from pairs import EOS, PAD, UNK
 from transformer import ACTIVATIONS, Transformer, TransformerConfig, sinusoids
 
@@ -119,9 +121,10 @@ def from_marian(marian: dict[str, Tensor], config: TransformerConfig) -> dict[st
     }
 
 
-def save(directory: Path, model: Transformer, tokenizer: Tokenizer) -> None:
+def save(directory: Path, model: Transformer, tokenizer: Tokenizer | MarianTokenizer) -> None:
     """Write the model directory. Every file is written beside its place first, then all are moved in."""
     config = model.config
+    pieces = isinstance(tokenizer, MarianTokenizer)
     ids = {
         "pad_token_id": config.pad_id,
         "decoder_start_token_id": config.pad_id,
@@ -146,7 +149,7 @@ def save(directory: Path, model: Transformer, tokenizer: Tokenizer) -> None:
             "num_beams": 1,
         },
         "tokenizer_config.json": {
-            "tokenizer_class": "PreTrainedTokenizerFast",
+            "tokenizer_class": "MarianTokenizer" if pieces else "PreTrainedTokenizerFast",
             "model_max_length": config.max_length,
             "model_input_names": ["input_ids", "attention_mask"],
             "clean_up_tokenization_spaces": False,
@@ -160,14 +163,18 @@ def save(directory: Path, model: Transformer, tokenizer: Tokenizer) -> None:
         folder = Path(name)
         for file, content in contents.items():
             (folder / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        tokenizer.save(str(folder / "tokenizer.json"))
+        tokenizer.save(folder if pieces else str(folder / "tokenizer.json"))
         save_file(to_marian(model), folder / "model.safetensors", metadata={"format": "pt"})
-        for file in sorted(folder.iterdir()):
-            os.replace(file, directory / file.name)
+        written = {file.name for file in folder.iterdir()}
+        for name in sorted(written):
+            os.replace(folder / name, directory / name)
+    for name in {"tokenizer.json", *SENTENCEPIECE_FILES, "model.safetensors.index.json"} - written:
+        (directory / name).unlink(missing_ok=True)  # of a model that was here before
 
 
-def load(directory: Path, device: torch.device) -> tuple[Transformer, Tokenizer]:
-    """Read a model directory. Returns the model, in evaluation mode, and its tokenizer.
+def load(directory: Path, device: torch.device) -> tuple[Transformer, Tokenizer | MarianTokenizer]:
+    """Read a model directory: one of ours, or a MarianMT with SentencePiece models as Helsinki-NLP
+    publishes them. Returns the model, in evaluation mode, and its tokenizer.
 
     Raises InputError where something is missing, damaged or of another kind.
     """
@@ -176,12 +183,12 @@ def load(directory: Path, device: torch.device) -> tuple[Transformer, Tokenizer]
             f"{directory}: no model here (no config.json); run train.py first, or name one with --model"
         )
     config = read_config(directory / "config.json")
-    tokenizer = read_tokenizer(directory / "tokenizer.json", config)
+    tokenizer = read_tokenizer(directory, config)
     weights = from_marian(read_tensors(directory), config)
     with torch.device("meta"):  # shapes alone: nothing is allocated before they are known to fit
         model = Transformer(config)
     wrong = [
-        f"{name} is {list(weights[name].shape) if name in weights else 'missing'}, expected {list(tensor.shape)}"
+        f"{name} is {list(weights[name].shape) if name in weights else 'missing'}, not {list(tensor.shape)}"
         for name, tensor in model.state_dict().items()
         if name not in weights or weights[name].shape != tensor.shape
     ]
@@ -236,20 +243,27 @@ def read_config(path: Path) -> TransformerConfig:
     return TransformerConfig(**values)
 
 
-def read_tokenizer(path: Path, config: TransformerConfig) -> Tokenizer:
-    """Raises InputError where it is missing, unreadable, or has ids that the model has not."""
-    if not path.is_file():
-        raise InputError(f"{path}: is missing; save the model with its fast tokenizer")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise InputError(f"{path}: is not a tokenizer ({error})") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+def read_tokenizer(directory: Path, config: TransformerConfig) -> Tokenizer | MarianTokenizer:
+    """tokenizer.json, or else the SentencePiece models. Raises InputError where both are missing, or are
+    damaged, or have ids that the model has not."""
+    path = directory / "tokenizer.json"
+    if path.is_file():
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing narrower
+            raise InputError(f"{path}: is not a tokenizer ({error})") from None
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+    elif (directory / "source.spm").is_file():
+        tokenizer = MarianTokenizer(directory)
+    else:
+        raise InputError(f"{path}: is missing, and so is source.spm; save the model with its tokenizer")
     highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     ends = tokenizer.token_to_id(EOS), tokenizer.token_to_id(PAD)
     if highest >= config.vocab_size or ends != (config.eos_id, config.pad_id):
-        raise InputError(f"{path}: belongs to another model: its ids do not fit config.json")
+        raise InputError(
+            f"{directory}: the tokenizer belongs to another model: its ids do not fit config.json"
+        )
     return tokenizer
 
 
@@ -277,7 +291,7 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
             raise InputError(f"{path}: is missing; {hint}")
         try:
             with safe_open(path, "pt") as file:
-                tensors |= {key: file.get_tensor(key).float() for key in file.keys()}
+                tensors |= {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
             raise InputError(f"{path}: is damaged ({error}); get it anew") from None
     return tensors

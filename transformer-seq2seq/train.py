@@ -26,6 +26,7 @@ from tqdm import tqdm
 import checkpoint
 import evaluation
 import pretrained
+from checkpoint import Progress
 from cli import InputError, Interrupt, Parser, pick_device, real, run, warn, whole
 from pairs import IGNORE, PAD, Batch, Pair, PairCorpus, train_tokenizer, training_and_held_out
 from transformer import Transformer, TransformerConfig
@@ -34,6 +35,7 @@ HERE = Path(__file__).parent
 DEFAULT_EPOCHS = 60
 VOCAB_SIZE = {"word": 30_000, "bpe": 8_000}
 SAVE_SECONDS = 60  # a checkpoint is written at least so often
+OF_INIT = "tokenizer", "vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "dropout"  # not with --init
 FIXED = "seed", "batch_tokens", "learning_rate", "warmup_steps", "label_smoothing"  # when a run is resumed
 
 
@@ -45,66 +47,41 @@ def parse_args() -> argparse.Namespace:
     add("--held-out", type=Path, metavar="TSV", help="pairs to evaluate on (default: one source in 20)")
     add("--source-column", metavar="NAME", help="header or number (default: source, or the first)")
     add("--target-column", metavar="NAME", help="header or number (default: target, or the second)")
-    add("--tokenizer", choices=list(VOCAB_SIZE), default="word", help="what a token is (default: word)")
-    add(
-        "--vocab-size",
-        type=whole(300, 1_000_000),
-        help="at most so many tokens (default: word 30000, bpe 8000)",
-    )
-    add("--d-model", type=whole(1, 65_536), default=size["d_model"], help="width (default: %(default)s)")
-    add(
-        "--n-layers",
-        type=whole(1, 1_000),
-        default=size["n_encoder_layers"],
-        help="of each stack (default: %(default)s)",
-    )
-    add(
-        "--n-heads",
-        type=whole(1, 65_536),
-        default=size["n_heads"],
-        help="heads a layer (default: %(default)s)",
-    )
-    add("--d-ff", type=whole(1, 1_000_000), default=size["d_ff"], help="inner width (default: %(default)s)")
-    add("--dropout", type=real(0, 0.99), default=size["dropout"], help="dropout rate (default: %(default)s)")
-    add(
-        "--max-length",
-        type=whole(2, 100_000),
-        default=size["max_length"],
-        help="tokens a side (default: %(default)s)",
-    )
+    add("--init", type=Path, metavar="DIR", help="go on with this MarianMT's weights, sizes and tokenizer")
+    add("--tokenizer", choices=list(VOCAB_SIZE), default="word", help="what a token is")
+    add("--vocab-size", type=whole(300, 1_000_000), help=f"at most so many tokens (default: {VOCAB_SIZE})")
+    add("--d-model", type=whole(1, 65_536), default=size["d_model"], help="width")
+    add("--n-layers", type=whole(1, 1_000), default=size["n_encoder_layers"], help="layers of each stack")
+    add("--n-heads", type=whole(1, 65_536), default=size["n_heads"], help="attention heads a layer")
+    add("--d-ff", type=whole(1, 1_000_000), default=size["d_ff"], help="inner width of the feed-forward part")
+    add("--dropout", type=real(0, 0.99), default=size["dropout"], help="dropout rate")
+    add("--max-length", type=whole(2, 100_000), default=size["max_length"], help="most tokens on a side")
     add(
         "--epochs",
         type=whole(1),
-        help=f"passes over the pairs (default: {DEFAULT_EPOCHS}, if no limit is set)",
+        help=f"passes over the pairs (default: {DEFAULT_EPOCHS} if no limit is set)",
     )
     add("--max-steps", type=whole(1), help="stop after so many updates")
     add("--max-minutes", type=real(0.001), help="stop after so many minutes")
-    add(
-        "--batch-tokens",
-        type=whole(2),
-        default=1024,
-        help="a batch's tokens on either side (default: %(default)s)",
-    )
-    add("--learning-rate", type=real(1e-9, 10), default=2e-3, help="the highest (default: %(default)s)")
-    add("--warmup-steps", type=whole(0), default=100, help="steps until it is reached (default: %(default)s)")
-    add(
-        "--label-smoothing",
-        type=real(0, 0.99),
-        default=0.1,
-        help="share spread evenly (default: %(default)s)",
-    )
-    add(
-        "--precision",
-        choices=["fp32", "bf16"],
-        default="fp32",
-        help="of matrix products (default: %(default)s)",
-    )
-    add("--seed", type=whole(0), default=0, help="of weights, order and dropout (default: %(default)s)")
+    add("--batch-tokens", type=whole(2), default=1024, help="a batch's tokens on either side, with padding")
+    add("--learning-rate", type=real(1e-9, 10), default=2e-3, help="the highest learning rate")
+    add("--warmup-steps", type=whole(0), default=100, help="updates until it is reached")
+    add("--label-smoothing", type=real(0, 0.99), default=0.1, help="probability spread over all tokens")
+    add("--precision", choices=["fp32", "bf16"], default="fp32", help="of the matrix products")
+    add("--seed", type=whole(0), default=0, help="of weights, order and dropout")
     add("--resume", action="store_true", help="go on from the checkpoint in --output")
-    add("--output", type=Path, default=HERE, metavar="DIR", help="where to write (default: this folder)")
+    add("--output", type=Path, default=HERE, metavar="DIR", help="where to write")
     args = parser.parse_args()
     if args.d_model % args.n_heads:
         parser.error(f"--d-model {args.d_model} is not a multiple of --n-heads {args.n_heads}")
+    if args.init and (
+        own := [
+            f"--{name}".replace("_", "-")
+            for name in OF_INIT
+            if getattr(args, name) != parser.get_default(name)
+        ]
+    ):
+        parser.error(f"--init and {own[0]} exclude each other: the directory has its own")
     if args.epochs is args.max_steps is args.max_minutes is None:
         args.epochs = DEFAULT_EPOCHS
     return args
@@ -129,22 +106,6 @@ def token_losses(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tens
     if not smoothing:
         return nll, nll
     return (1 - smoothing) * nll - smoothing * log_probs.mean(dim=-1)[scored].sum(), nll
-
-
-@dataclass
-class Progress:
-    """How far a run has come. With the seed, epoch and position decide every later batch, and the step
-    decides the dropout: nothing else has to be remembered for an exact continuation."""
-
-    epoch: int = 0  # full passes made
-    position: int = 0  # batches taken of the pass after them
-    step: int = 0  # updates made
-    tokens: int = 0  # target tokens seen, padding not counted
-    seconds: float = 0.0
-    nll: float = 0.0  # -log p of the target tokens since the last evaluation (nats), and their number
-    nll_tokens: int = 0
-    best_accuracy: float = 0.0
-    curve: list[dict] = field(default_factory=list)  # a record for every evaluation
 
 
 @dataclass
@@ -216,6 +177,7 @@ class Run:
         )
         progress.nll, progress.nll_tokens = 0.0, 0
         if accuracy >= progress.best_accuracy - math.sqrt(accuracy * (1 - accuracy) / count):
+            progress.kept = len(progress.curve) - 1
             self.kept = {
                 name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()
             }
@@ -226,7 +188,7 @@ class Run:
         return self.corpus.plan(self.args.batch_tokens, np.random.default_rng([self.args.seed, epoch]))
 
     def train(self, interrupt: Interrupt) -> None:
-        """Update until the first limit is reached or an interrupt asks to stop; evaluate and save on the way."""
+        """Update until a limit is reached or an interrupt asks to stop; evaluate and save on the way."""
         args, progress = self.args, self.progress
         plan = self.plan(progress.epoch)
         max_steps = min(args.max_steps or math.inf, (args.epochs or math.inf) * len(plan))
@@ -280,17 +242,18 @@ class Run:
         self.kept, self.progress = state["kept"], Progress(**state["progress"])
 
 
-def prepare(args: argparse.Namespace, device: torch.device, pairs: list[Pair], held_out: list[Pair]):
-    """A Run at its beginning, and the tokenizer, learnt from the training pairs alone."""
+def begin(args: argparse.Namespace, device: torch.device, pairs: list[Pair]):
+    """The model to start from and its tokenizer: those in --init, or random weights and a vocabulary that
+    is learnt from the training pairs."""
+    if args.init:
+        model, tokenizer = pretrained.load(args.init, device)
+        if model.config.pad_id != model.config.vocab_size - 1:
+            raise InputError(
+                f"{args.init}: <pad> is not the last id; such a model can be used, but not trained here"
+            )
+        return model, tokenizer
     texts = (text for pair in pairs for text in (pair.source, pair.target))
     tokenizer = train_tokenizer(texts, args.tokenizer, args.vocab_size or VOCAB_SIZE[args.tokenizer])
-    corpus = PairCorpus(pairs, tokenizer, args.max_length)
-    held_out_corpus = PairCorpus(held_out, tokenizer, args.max_length)
-    if corpus.too_long or held_out_corpus.too_long:
-        warn(
-            f"left out {corpus.too_long} training and {held_out_corpus.too_long} held-out pairs of more than "
-            f"{args.max_length} tokens on a side; raise --max-length to keep them"
-        )
     config = TransformerConfig(
         vocab_size=tokenizer.get_vocab_size(),
         pad_id=tokenizer.token_to_id(PAD),
@@ -299,11 +262,24 @@ def prepare(args: argparse.Namespace, device: torch.device, pairs: list[Pair], h
         **{name: getattr(args, name) for name in ("d_model", "n_heads", "d_ff", "dropout", "max_length")},
     )
     torch.manual_seed(args.seed)
-    model = Transformer(config).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98), eps=1e-9)
+    return Transformer(config).to(device), tokenizer
+
+
+def prepare(args: argparse.Namespace, device: torch.device, pairs: list[Pair], held_out: list[Pair]):
+    """A Run at its beginning, and the tokenizer."""
+    model, tokenizer = begin(args, device, pairs)
+    max_length = min(args.max_length, model.config.max_length)
+    corpus = PairCorpus(pairs, tokenizer, max_length)
+    held_out_corpus = PairCorpus(held_out, tokenizer, max_length)
+    if corpus.too_long or held_out_corpus.too_long:
+        warn(
+            f"left out {corpus.too_long} training and {held_out_corpus.too_long} held-out pairs of more than "
+            f"{max_length} tokens on a side; raise --max-length to keep them"
+        )
+    optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98), eps=1e-9, fused=True)
     digest = hashlib.sha256(corpus.source.ids.tobytes() + corpus.target.ids.tobytes()).hexdigest()[:16]
     fixed = {name: getattr(args, name) for name in FIXED}
-    identity = {"corpus": digest, **asdict(config), **fixed}
+    identity = {"corpus": digest, **asdict(model.config), **fixed}
     return Run(args, device, model, optimizer, corpus, held_out_corpus, identity), tokenizer
 
 
@@ -317,9 +293,10 @@ def main() -> None:
         args.seed,
     )
     state, tokenizer = prepare(args, device, pairs, held_out)
+    n_parameters = sum(parameter.numel() for parameter in state.model.parameters())
     print(
-        f"{len(state.corpus):,} pairs to train on, {len(state.held_out):,} held out; {tokenizer.get_vocab_size():,} "
-        f"tokens in the vocabulary; {sum(p.numel() for p in state.model.parameters()):,} parameters on {device.type}"
+        f"{len(state.corpus):,} pairs to train on, {len(state.held_out):,} held out; "
+        f"vocabulary of {tokenizer.get_vocab_size():,}; {n_parameters:,} parameters on {device.type}"
     )
     args.output.mkdir(parents=True, exist_ok=True)
     if args.resume:
@@ -332,7 +309,7 @@ def main() -> None:
     pretrained.save(args.output / "model", state.model, tokenizer)
     if interrupt.asked:
         raise KeyboardInterrupt(
-            f"interrupted; the best model so far is in {args.output / 'model'}, --resume goes on"
+            f"interrupted; the model so far is in {args.output / 'model'}, --resume goes on"
         )
 
     progress = state.progress
@@ -340,8 +317,8 @@ def main() -> None:
         "epochs": progress.epoch,
         "steps": progress.step,
         "seconds": round(progress.seconds, 1),
-        "parameters": sum(p.numel() for p in state.model.parameters()),
-        **{name: progress.curve[-1][name] for name in ("train_loss", "held_out_loss")},
+        "parameters": n_parameters,
+        **{name: progress.curve[progress.kept][name] for name in ("train_loss", "held_out_loss")},
     }
     evaluation.report(state.model, tokenizer, pairs, held_out, figures, args.output / "samples")
     evaluation.draw_curve(progress.curve, args.output / "samples" / "loss_curve.png")

@@ -35,7 +35,7 @@ class TransformerConfig:
     n_encoder_layers: int = 2
     n_decoder_layers: int = 2
     n_heads: int = 4
-    d_ff: int = 512
+    d_ff: int = 256
     dropout: float = 0.1
     max_length: int = 128
     activation: str = "relu"
@@ -237,9 +237,9 @@ class DecoderLayer(nn.Module):
 
 @dataclass
 class Attentions:
-    """Attention weights, one tensor a layer: encoder (B, H, S, S), decoder (B, H, T, P + T), cross (B, H, T, S)."""
+    """Attention weights of the decoder, one tensor a layer: to the target so far, `decoder`
+    (B, H, T, P + T), and to the source, `cross` (B, H, T, S)."""
 
-    encoder: list[Tensor | None] = field(default_factory=list)
     decoder: list[Tensor | None] = field(default_factory=list)
     cross: list[Tensor | None] = field(default_factory=list)
 

@@ -133,7 +133,8 @@ def main() -> None:
     model, tokenizer = pretrained.load(args.model, device)
     source = torch.tensor(encode([args.prompt], ["the prompt"], model, tokenizer), device=device)
     output = generate(model, source, model.config.max_length)[0][0].ids
-    target = torch.tensor([[model.config.pad_id, *output]], device=device)  # what the decoder reads
+    output = [*output, model.config.eos_id][: model.config.max_length]
+    target = torch.tensor([[model.config.pad_id, *output[:-1]]], device=device)  # what the decoder reads
     attentions = Attentions()
     memory, _ = model.encode(source)
     model.decode(target, model.cache(source, memory), attentions)
@@ -141,7 +142,7 @@ def main() -> None:
     causal = torch.stack(attentions.decoder)[:, 0].cpu()  # (L, H, T, T)
 
     asked = [label(tokenizer, token) for token in source[0].tolist()]
-    generated = [label(tokenizer, token) for token in [*output, model.config.eos_id]]
+    generated = [label(tokenizer, token) for token in output]
     read = ["start", *generated[:-1]]
     title = args.prompt if len(args.prompt) <= 70 else args.prompt[:69] + "…"
 

@@ -92,7 +92,9 @@ def rewrites(nouns: Rows, verbs: Rows) -> tuple[list[Pair], list[Pair]]:
         for name in names.split():
             if name not in objects:
                 stop(where, f"the object {name!r} is not in rewrite_nouns.tsv")
-            for subject, number, (what, be) in product(subjects, (0, 1), zip(objects[name], ("is", "are"))):
+            for subject, number, (what, be) in product(
+                subjects, (0, 1), zip(objects[name], ("is", "are"), strict=True)
+            ):
                 who, verb = subject[number], (singular, plural)[number]
                 source, target = f"The {who} {verb} the {what}", f"The {what} {be} {participle} by the {who}"
                 forms = {("subject", who), ("verb", verb), ("object", what), (be, participle)}

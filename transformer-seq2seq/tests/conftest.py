@@ -1,0 +1,163 @@
+"""What the tests of this folder share: tiny models, one of them trained, and the scripts as commands."""
+
+import importlib
+import io
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parent.parent
+sys.path.insert(0, str(FOLDER))
+for file in FOLDER.glob("*.py"):  # another folder's tests may have imported modules of the same names
+    sys.modules.pop(file.stem, None)
+USED = "cli transformer pairs decoding pretrained checkpoint evaluation train inference visualize_attention"
+MODULES = {name: importlib.import_module(name) for name in USED.split()}
+
+TRAINING = [  # source, target, kind
+    ("What is the capital of France?", "Paris is the capital of France", "answer"),
+    ("What is the capital of Italy?", "Rome is the capital of Italy", "answer"),
+    ("What is the capital of Spain?", "Madrid is the capital of Spain", "answer"),
+    ("Where does a fish live?", "A fish lives in the sea", "answer"),
+    ("Where does a fox live?", "A fox lives in a den", "answer"),
+    ("The cook bakes the bread", "The bread is baked by the cook", "rewrite"),
+    ("The cook eats the cake", "The cake is eaten by the cook", "rewrite"),
+    ("The child eats the bread", "The bread is eaten by the child", "rewrite"),
+    ("The child bakes the cake", "The cake is baked by the child", "rewrite"),
+    ("The fox eats the fish", "The fish is eaten by the fox", "rewrite"),
+    ("Hello, cook!", "Hello, child!", "greeting"),
+    ("Good morning", "Good morning, cook", "greeting"),
+]
+HELD_OUT = [
+    ("The child eats the cake", "The cake is eaten by the child", "rewrite"),
+    ("The cook bakes the cake", "The cake is baked by the cook", "rewrite"),
+    ("What is a capital?", "A capital is Rome", "answer"),
+]
+SIZES = "--d-model 32 --n-layers 1 --n-heads 2 --d-ff 64 --max-length 16 --batch-tokens 128".split()
+
+
+def pytest_collectstart(collector):
+    sys.modules.update(MODULES)
+
+
+def pytest_runtest_setup(item):
+    sys.modules.update(MODULES)
+
+
+@pytest.fixture(scope="session")
+def training():
+    """The pairs that the trained model has seen: (source, target, kind)."""
+    return TRAINING
+
+
+@pytest.fixture(scope="session")
+def held_out():
+    """The pairs that the trained model is evaluated on."""
+    return HELD_OUT
+
+
+@pytest.fixture(scope="session")
+def sizes():
+    """Flags of train.py that make a small model."""
+    return SIZES
+
+
+@pytest.fixture(scope="session")
+def write_pairs():
+    """write_pairs(path, pairs) -> the path of a tab-separated file with a header."""
+
+    def write(path, pairs):
+        rows = [("source", "target", "kind"), *pairs]
+        path.write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A word tokenizer of the training pairs."""
+    texts = [text for source, target, _ in TRAINING for text in (source, target)]
+    return MODULES["pairs"].train_tokenizer(texts, "word", 1000)
+
+
+@pytest.fixture(scope="session")
+def bpe():
+    """A byte pair tokenizer of the training pairs."""
+    texts = [text for source, target, _ in TRAINING for text in (source, target)]
+    return MODULES["pairs"].train_tokenizer(texts, "bpe", 320)
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    """make_model(vocab_size, seed, **sizes) -> a random model in evaluation mode, <pad> its last token.
+    Its weights are large enough for its distributions to be far from flat."""
+
+    def make(vocab_size, seed=0, **sizes):
+        module = MODULES["transformer"]
+        config = module.TransformerConfig(vocab_size, vocab_size - 1, d_model=16, n_heads=2, d_ff=24)
+        torch.manual_seed(seed)
+        model = module.Transformer(replace(config, max_length=16, **sizes)).eval()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "norm" in name or name.endswith(".bias"):
+                    parameter += 0.2 * torch.randn_like(parameter)
+            model.output_bias[:-1] += torch.randn(vocab_size - 1)
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny(make_model, tokenizer):
+    """A random model for the word tokenizer."""
+    return make_model(tokenizer.get_vocab_size())
+
+
+@pytest.fixture(scope="session")
+def command():
+    """command(script, *flags, cwd=...) runs a script of this folder as a user does."""
+
+    def run(script, *flags, cwd, folder=FOLDER, stdin=""):
+        line = [sys.executable, str(folder / script), *map(str, flags)]
+        stdin = stdin if isinstance(stdin, bytes) else stdin.encode()
+        done = subprocess.run(line, cwd=cwd, input=stdin, capture_output=True, timeout=120)
+        done.stdout, done.stderr = done.stdout.decode(), done.stderr.decode()
+        return done
+
+    return run
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """script(name, *flags) runs a script's main within this process -> exit status, stdout, stderr."""
+
+    def run(name, *flags, stdin=b""):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, flags)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        capsys.readouterr()
+        status = 0
+        try:
+            MODULES["cli"].run(MODULES[name].main)
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, command, write_pairs):
+    """The output folder of a run of train.py that has learnt the training pairs by heart."""
+    place = tmp_path_factory.mktemp("trained")
+    pairs = write_pairs(place / "pairs.tsv", TRAINING)
+    held_out = write_pairs(place / "held_out.tsv", HELD_OUT)
+    flags = ["--pairs", pairs, "--held-out", held_out, "--output", place / "out", *SIZES]
+    learning = "--dropout 0 --max-steps 200 --learning-rate 5e-3 --warmup-steps 20".split()
+    done = command("train.py", *flags, *learning, cwd=place)
+    assert done.returncode == 0, done.stderr
+    (place / "stdout.txt").write_text(done.stdout, encoding="utf-8")
+    return place / "out"
