@@ -94,7 +94,10 @@ def ask(
         total += F.cross_entropy(logits, labels[scored], reduction="sum").item()
         count += int(scored.sum())
         filled = logits.argmax(dim=-1).split(scored.sum(dim=1).tolist())
-        guesses += [tokenizer.decode(tokens.tolist(), skip_special_tokens=False).strip() for tokens in filled]
+        for cloze, tokens, key in zip(chunk, filled, (row[row != IGNORE] for row in labels), strict=True):
+            right = torch.equal(tokens, key)  # of an uncased tokenizer, "paris" is right for "Paris"
+            text = tokenizer.decode(tokens.tolist(), skip_special_tokens=False).strip()
+            guesses.append(cloze.key if right else text)
     return Answers(total / count, guesses)
 
 

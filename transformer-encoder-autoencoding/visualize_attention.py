@@ -69,7 +69,7 @@ def draw_map(weights: Tensor, words: list[str], title: str, path: Path) -> None:
     highest = float(weights.max())
     side = max(3.6, 1.8 + 0.42 * len(words))
     figure, axes = plt.subplots(figsize=(side + 1.2, side), layout="constrained")
-    image = axes.imshow(weights, cmap=COLOURS, vmin=0, vmax=highest)
+    image = axes.imshow(weights.numpy(), cmap=COLOURS, vmin=0, vmax=highest)
     axes.set_xticks(range(len(words)), words, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(words)), words)
     axes.set(xlabel="attended to", ylabel="attending")
@@ -80,7 +80,7 @@ def draw_map(weights: Tensor, words: list[str], title: str, path: Path) -> None:
             shade = "black" if weight > 0.6 * highest else "white"
             axes.text(column, row, f"{weight:.2f}", color=shade, ha="center", va="center", fontsize=7)
     figure.colorbar(image, label="attention weight (each row adds up to 1)", shrink=0.85)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
     plt.close(figure)
 
 
@@ -104,7 +104,7 @@ def draw_heads(weights: Tensor, words: list[str], title: str, path: Path) -> Non
         torch.cartesian_prod(torch.arange(n_layers), torch.arange(n_heads)).tolist(),
         strict=True,
     ):
-        image = axes.imshow(head_weights, cmap=COLOURS, vmin=0, vmax=1)
+        image = axes.imshow(head_weights.numpy(), cmap=COLOURS, vmin=0, vmax=1)
         axes.set_title(f"layer {layer + 1}, head {head + 1}\n{spread:.2f} bits", fontsize=8)
         axes.set_xticks(range(len(words)), words, rotation=90, fontsize=6)
         axes.set_yticks(range(len(words)), words, fontsize=6)
@@ -112,7 +112,7 @@ def draw_heads(weights: Tensor, words: list[str], title: str, path: Path) -> Non
     figure.supxlabel("attended to", fontsize=9)
     figure.supylabel("attending", fontsize=9)
     figure.colorbar(image, ax=grid, label="attention weight", shrink=0.8)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
     plt.close(figure)
 
 

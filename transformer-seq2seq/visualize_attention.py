@@ -79,7 +79,7 @@ def draw_map(weights: Tensor, rows: list[str], columns: list[str], title: str, p
     highest = float(weights.nan_to_num().max())
     size = max(4.5, 2.8 + 0.42 * len(columns)), max(3.6, 1.8 + 0.36 * len(rows))
     figure, axes = plt.subplots(figsize=size, layout="constrained")
-    image = axes.imshow(weights, cmap=COLOURS, vmin=0, vmax=highest)
+    image = axes.imshow(weights.numpy(), cmap=COLOURS, vmin=0, vmax=highest)
     axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(rows)), rows)
     axes.set(xlabel="attended to", ylabel="being generated")
@@ -90,7 +90,7 @@ def draw_map(weights: Tensor, rows: list[str], columns: list[str], title: str, p
             shade = "black" if weight > 0.6 * highest else "white"
             axes.text(column, row, f"{weight:.2f}", color=shade, ha="center", va="center", fontsize=7)
     figure.colorbar(image, label="attention weight (each row adds up to 1)", shrink=0.85)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
     plt.close(figure)
 
 
@@ -114,7 +114,7 @@ def draw_heads(weights: Tensor, rows: list[str], columns: list[str], title: str,
         torch.cartesian_prod(torch.arange(n_layers), torch.arange(n_heads)).tolist(),
         strict=True,
     ):
-        image = axes.imshow(head_weights, cmap=COLOURS, vmin=0, vmax=1)
+        image = axes.imshow(head_weights.numpy(), cmap=COLOURS, vmin=0, vmax=1)
         axes.set_title(f"layer {layer + 1}, head {head + 1}\n{spread:.2f} bits", fontsize=8)
         axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=6)
         axes.set_yticks(range(len(rows)), rows, fontsize=6)
@@ -122,7 +122,7 @@ def draw_heads(weights: Tensor, rows: list[str], columns: list[str], title: str,
     figure.supxlabel("attended to", fontsize=9)
     figure.supylabel("being generated", fontsize=9)
     figure.colorbar(image, ax=grid, label="attention weight", shrink=0.8)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
     plt.close(figure)
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +17,8 @@ for file in FOLDER.glob("*.py"):  # another folder's tests may have imported mod
     sys.modules.pop(file.stem, None)
 USED = "cli transformer pairs decoding pretrained checkpoint evaluation train inference visualize_attention"
 MODULES = {name: importlib.import_module(name) for name in USED.split()}
+
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # more do not help models this small
 
 TRAINING = [  # source, target, kind
     ("What is the capital of France?", "Paris is the capital of France", "answer"),
@@ -36,7 +39,7 @@ HELD_OUT = [
     ("The cook bakes the cake", "The cake is baked by the cook", "rewrite"),
     ("What is a capital?", "A capital is Rome", "answer"),
 ]
-SIZES = "--d-model 32 --n-layers 1 --n-heads 2 --d-ff 64 --max-length 16 --batch-tokens 128".split()
+SIZES = ["--d-model", "32", "--n-layers", "1", "--n-heads", "2", "--d-ff", "64", "--max-length", "16", "--batch-tokens", "128"]
 
 
 def pytest_collectstart(collector):
@@ -45,6 +48,15 @@ def pytest_collectstart(collector):
 
 def pytest_runtest_setup(item):
     sys.modules.update(MODULES)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny models gain nothing from several threads, and lose much on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -124,7 +136,7 @@ def command():
     def run(script, *flags, cwd, folder=FOLDER, stdin=""):
         line = [sys.executable, str(folder / script), *map(str, flags)]
         stdin = stdin if isinstance(stdin, bytes) else stdin.encode()
-        done = subprocess.run(line, cwd=cwd, input=stdin, capture_output=True, timeout=120)
+        done = subprocess.run(line, cwd=cwd, input=stdin, env=ONE_THREAD, capture_output=True, timeout=300)
         done.stdout, done.stderr = done.stdout.decode(), done.stderr.decode()
         return done
 
@@ -156,7 +168,7 @@ def trained(tmp_path_factory, command, write_pairs):
     pairs = write_pairs(place / "pairs.tsv", TRAINING)
     held_out = write_pairs(place / "held_out.tsv", HELD_OUT)
     flags = ["--pairs", pairs, "--held-out", held_out, "--output", place / "out", *SIZES]
-    learning = "--dropout 0 --max-steps 200 --learning-rate 5e-3 --warmup-steps 20".split()
+    learning = ["--dropout", "0", "--max-steps", "200", "--learning-rate", "5e-3", "--warmup-steps", "20"]
     done = command("train.py", *flags, *learning, cwd=place)
     assert done.returncode == 0, done.stderr
     (place / "stdout.txt").write_text(done.stdout, encoding="utf-8")

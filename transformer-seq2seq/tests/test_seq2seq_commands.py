@@ -1,0 +1,348 @@
+"""The scripts as a user runs them: what they print, what they write, and nothing besides."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import pretrained
+from pairs import UNK
+
+FOLDER = Path(__file__).parent.parent
+MODEL_FILES = {
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+SAMPLES = {"metrics.jsonl", "metrics.json", "loss_curve.png", "outputs.tsv"}
+PICTURES = {"attention_heatmap.png", "decoder_self_attention.png", "attention_heads.png"}
+
+
+def files_in(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def size_of(path):
+    """Width and height of a PNG file, which must be whole."""
+    content = path.read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n") and content.endswith(b"IEND\xaeB`\x82")
+    return struct.unpack(">II", content[16:24])
+
+
+@pytest.fixture
+def ask(script, trained):
+    """ask(*flags, stdin=...) -> what inference.py prints with the trained model."""
+
+    def run(*flags, stdin=""):
+        status, out, err = script("inference", "--model", trained / "model", *flags, stdin=stdin.encode())
+        assert status == 0, err
+        return out
+
+    return run
+
+
+# ------------------------------------------------------------------------------------------ train.py
+
+
+def test_training_writes_what_it_promises_and_nothing_else(trained):
+    written = files_in(trained) - {"checkpoint.pt"}
+    assert written == {f"model/{name}" for name in MODEL_FILES} | {f"samples/{name}" for name in SAMPLES}
+    assert {path.name for path in trained.parent.iterdir()} == {
+        "pairs.tsv",
+        "held_out.tsv",
+        "out",
+        "stdout.txt",
+    }
+
+
+def test_metrics_have_the_promised_keys(trained):
+    lines = (trained / "samples" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    keys = {"epoch", "step", "seconds", "tokens", "train_loss", "held_out_loss", "learning_rate"}
+    assert all(keys <= record.keys() for record in records)
+    assert [record["step"] for record in records] == [50, 100, 150, 200]
+    assert records[-1]["train_loss"] < records[0]["train_loss"] / 2
+    metrics = json.loads((trained / "samples" / "metrics.json").read_text(encoding="utf-8"))
+    keys = "epochs steps seconds parameters train_loss held_out_loss train_exact_match held_out_exact_match "
+    keys += "held_out_bleu held_out_chrf baseline_exact_match held_out_by_kind baseline_by_kind"
+    assert set(keys.split()) <= metrics.keys()
+    assert metrics["steps"] == 200 and metrics["train_exact_match"] == 1.0
+    assert set(metrics["held_out_by_kind"]) == set(metrics["baseline_by_kind"]) == {"rewrite", "answer"}
+    model, _ = pretrained.load(trained / "model", torch.device("cpu"))
+    assert metrics["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_outputs_and_the_curve_are_written(trained, held_out, ask):
+    width, height = size_of(trained / "samples" / "loss_curve.png")
+    assert 300 < width < 3000 and 200 < height < 3000
+    header, *rows = (trained / "samples" / "outputs.tsv").read_text(encoding="utf-8").splitlines()
+    assert header == "kind\tsource\treference\toutput"
+    rows = [row.split("\t") for row in rows]
+    assert [row[:3] for row in rows] == [[kind, source, target] for source, target, kind in held_out]
+    assert "".join(f"{row[3]}\n" for row in rows) == ask(stdin="".join(f"{row[1]}\n" for row in rows))
+    table = (trained.parent / "stdout.txt").read_text(encoding="utf-8")
+    assert "12 pairs to train on, 3 held out" in table and "Transformer" in table and "BLEU" in table
+
+
+def test_an_interrupt_ends_in_one_line_and_a_usable_model(tmp_path, write_pairs, training, sizes, command):
+    pairs = write_pairs(tmp_path / "pairs.tsv", training)
+    flags = ["--pairs", pairs, "--output", tmp_path / "out", *sizes, "--max-minutes", 5]
+    line = [sys.executable, FOLDER / "train.py", *flags]
+    process = subprocess.Popen(
+        list(map(str, line)),
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        seen = b""
+        while not re.search(rb"\d+step|[1-9]\d*/", seen):  # the progress bar moves
+            seen += (piece := os.read(process.stderr.fileno(), 4096))
+            assert piece, seen
+        process.send_signal(signal.SIGINT)
+        rest = process.communicate(timeout=60)[1].decode()
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    last = rest.replace("\r", "\n").rstrip().splitlines()[-1]
+    assert last.startswith("train.py: interrupted") and "--resume" in last and "Traceback" not in rest
+    pretrained.load(tmp_path / "out" / "model", torch.device("cpu"))
+    resumed = [*flags[:-2], "--max-steps", 1, "--resume"]
+    done = command("train.py", *resumed, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert files_in(tmp_path / "out" / "samples") == SAMPLES
+
+
+class At:
+    """Stands for cli.Interrupt: asked for before the first step."""
+
+    asked = True
+
+
+def test_an_interrupt_before_the_first_step_ends_without_a_traceback(
+    script, monkeypatch, tmp_path, write_pairs, training, sizes
+):
+    pairs = write_pairs(tmp_path / "pairs.tsv", training)
+    monkeypatch.setattr("train.Interrupt", At)
+    status, _, err = script("train", "--pairs", pairs, "--output", tmp_path / "out", *sizes)
+    assert status == 130 and "interrupted" in err
+
+
+# -------------------------------------------------------------------------------------- inference.py
+
+
+def test_prompts_are_answered(ask, training):
+    sources, targets = [pair[0] for pair in training], [pair[1] for pair in training]
+    expected = [f"Input : {s}\nOutput: {t}\n" for s, t in zip(sources, targets, strict=True)]
+    assert ask(*sources) == "".join(expected)
+    assert ask("--beam", 4, *sources) == "".join(expected)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_a_line_answers_a_line(ask, training, tmp_path, batch_size, capsys):
+    pairs = [*training, ("", "", ""), *training[:3]]
+    random.Random(0).shuffle(pairs)
+    prompts, answers = ("".join(pair[i] + "\n" for pair in pairs) for i in (0, 1))
+    (tmp_path / "in.txt").write_text(prompts, encoding="utf-8")
+    out = tmp_path / "new" / "out.txt"
+    flags = ["--batch-size", batch_size, "--input", tmp_path / "in.txt"]
+    assert ask("--batch-size", batch_size, stdin=prompts) == answers
+    assert ask(*flags) == answers
+    assert ask(*flags, "--output", out) == ""
+    assert out.read_text(encoding="utf-8") == answers
+    assert files_in(tmp_path) == {"in.txt", "new/out.txt"}
+
+
+def test_json_has_the_promised_form(ask, training):
+    prompts = [source for source, *_ in training[:3]]
+    for out in (ask("--json", *prompts), ask("--json", stdin="\n".join(prompts))):
+        records = [json.loads(line) for line in out.splitlines()]
+        assert [record["input"] for record in records] == prompts
+        for record, (_, target, _) in zip(records, training, strict=False):
+            assert record.keys() == {"input", "outputs"}
+            (output,) = record["outputs"]
+            assert output.keys() == {"text", "log_probability"}
+            assert output["text"] == target and output["log_probability"] < 0
+
+
+def test_n_best_gives_distinct_outputs_best_first(ask):
+    (record,) = map(json.loads, ask("--json", "--beam", 4, "--n-best", 3, "Good morning").splitlines())
+    texts = [output["text"] for output in record["outputs"]]
+    assert len(texts) == len(set(texts)) == 3 and texts[0] == "Good morning, cook"
+    lines = ask("--beam", 4, "--n-best", 3, "Good morning").splitlines()
+    assert lines == ["Input : Good morning", *(f"Output: {text}" for text in texts)]
+
+
+def test_length_penalty_favours_longer_outputs(ask):
+    def length(penalty):
+        (record,) = map(
+            json.loads, ask("--json", "--beam", 8, "--length-penalty", penalty, "Good").splitlines()
+        )
+        return len(record["outputs"][0]["text"].split())
+
+    assert length(-10) < length(10)
+
+
+def test_sampling_repeats_with_its_seed(ask):
+    def sample(seed, *flags):
+        return ask(
+            "--sample", "--temperature", 3, "--n-best", 4, "--seed", seed, *flags, "Good morning", "Rome"
+        )
+
+    assert sample(1) == sample(1) != sample(2)
+    assert len(set(sample(1).splitlines())) > 5
+    assert set(sample(1, "--top-k", 1).splitlines()) == set(ask("Good morning", "Rome").splitlines())
+
+
+def test_max_length_cuts_outputs(ask):
+    assert ask("--max-length", 2, "Good morning") == "Input : Good morning\nOutput: Good morning\n"
+
+
+def test_references_print_bleu_and_chrf(script, trained, tmp_path, training):
+    for name, column in (("in", 0), ("ref", 1)):
+        (tmp_path / name).write_text("".join(pair[column] + "\n" for pair in training), encoding="utf-8")
+    flags = ["--model", trained / "model", "--input", tmp_path / "in", "--references", tmp_path / "ref"]
+    status, _, err = script("inference", *flags)
+    assert status == 0 and "bleu 100.00" in err and "chrf 100.00" in err
+    (tmp_path / "ref").write_text("nothing alike\n" * len(training), encoding="utf-8")
+    assert float(re.search(r"bleu (\S+),", script("inference", *flags)[2])[1]) < 1
+
+
+def test_unknown_words_are_named(script, trained):
+    status, out, err = script("inference", "--model", trained / "model", "The zebra eats the bread")
+    assert status == 0 and "zebra" in err and UNK in err and len(err.splitlines()) == 1
+    assert "eats" not in err
+    assert script("inference", "--model", trained / "model", "Good morning")[2] == ""
+
+
+def test_an_output_file_is_whole_or_not_there(script, trained, tmp_path, tiny):
+    (tmp_path / "in.txt").write_text("Good morning\n" * 3 + "cook " * 50 + "\n", encoding="utf-8")
+    flags = ["--batch-size", 1, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt"]
+    (tmp_path / "out.txt").write_text("before", encoding="utf-8")
+    status, _, err = script("inference", "--model", trained / "model", *flags)
+    assert status == 2 and "line 4" in err
+    assert (tmp_path / "out.txt").read_text() == "before" and files_in(tmp_path) == {"in.txt", "out.txt"}
+
+
+def test_a_line_answers_a_line_even_of_a_model_that_says_line_breaks(tmp_path, script, make_model, bpe):
+    model = make_model(bpe.get_vocab_size())
+    with torch.no_grad():
+        for token in ("Ċ", "č", "a"):
+            model.output_bias[bpe.token_to_id(token)] = 8
+    pretrained.save(tmp_path / "model", model, bpe)
+    flags = ["--model", tmp_path / "model", "--sample"]
+    status, out, _ = script("inference", *flags, stdin=b"one\ntwo\nthree\n")
+    assert status == 0 and len(re.split("\r\n|\n|\r", out.rstrip("\n"))) == 3
+
+
+# ----------------------------------------------------------------------- visualize_attention.py
+
+
+def test_three_pictures_are_drawn(command, trained, tmp_path):
+    flags = ["--model", trained / "model", "--output", tmp_path / "pictures", "Where does a fish live?"]
+    done = command("visualize_attention.py", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [
+        str(tmp_path / "pictures" / name)
+        for name in ("attention_heatmap.png", "decoder_self_attention.png", "attention_heads.png")
+    ]
+    assert files_in(tmp_path) == {f"pictures/{name}" for name in PICTURES}
+    for name in PICTURES:
+        width, height = size_of(tmp_path / "pictures" / name)
+        assert 300 < width < 5000 and 300 < height < 5000
+
+
+def test_a_layer_and_head_are_chosen(script, trained, tmp_path):
+    drawn = {}
+    for flags in [(), ("--layer", 1, "--head", 1), ("--head", 2)]:
+        out = tmp_path / str(len(drawn))
+        status, *_ = script(
+            "visualize_attention", "--model", trained / "model", "--output", out, *flags, "Rome?"
+        )
+        assert status == 0
+        drawn[flags] = (out / "attention_heatmap.png").read_bytes()
+    assert len(set(drawn.values())) == 3
+
+
+def test_maps_are_means_over_what_is_not_chosen():
+    from visualize_attention import choose, entropy
+
+    weights = torch.rand(2, 3, 4, 5).softmax(dim=-1)
+    for layer, head, expected in [
+        (None, None, weights.mean(dim=(0, 1))),
+        (2, None, weights[1].mean(dim=0)),
+        (None, 3, weights[:, 2].mean(dim=0)),
+        (1, 2, weights[0, 1]),
+    ]:
+        torch.testing.assert_close(choose(weights, layer, head)[0], expected)
+    assert entropy(torch.full((3, 8), 1 / 8)).item() == pytest.approx(3)
+    assert entropy(torch.eye(4)).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_an_output_that_fills_all_positions_is_drawn(script, tmp_path, make_model, tokenizer):
+    model = make_model(tokenizer.get_vocab_size())
+    with torch.no_grad():
+        model.output_bias[0] = -100  # </s> never comes
+    pretrained.save(tmp_path / "model", model, tokenizer)
+    status, *_ = script(
+        "visualize_attention", "--model", tmp_path / "model", "--output", tmp_path, "Good morning"
+    )
+    assert status == 0 and files_in(tmp_path) >= PICTURES
+
+
+@pytest.mark.parametrize("prompt", ["costs $5 and $6", "$x_$ and $\\foo$", "100 % {a} ^_"])
+def test_a_prompt_is_drawn_as_it_stands(script, trained, tmp_path, prompt):
+    status, *_ = script("visualize_attention", "--model", trained / "model", "--output", tmp_path, prompt)
+    assert status == 0 and files_in(tmp_path) == PICTURES
+
+
+# ----------------------------------------------------------------------------------- all scripts
+
+
+@pytest.mark.parametrize("name", ["train", "inference", "visualize_attention"])
+def test_help_names_every_flag(script, name):
+    status, out, err = script(name, "--help")
+    assert status == 0 and err == ""
+    source = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
+    flags = set(re.findall(r'^ +(?:add\()?"(--[a-z-]+)"', source, re.M)) | {"--device", "--help"}
+    assert len(flags) > 5 and all(flag in out for flag in flags)
+    assert f"python3 {name}.py" in out
+
+
+def test_the_folder_runs_alone_in_another_place(tmp_path, command, trained):
+    alone = tmp_path / "another place" / "copy"
+    ignore = shutil.ignore_patterns("model", "tests", "__pycache__", "checkpoint.pt", "samples", ".*")
+    shutil.copytree(FOLDER, alone, ignore=ignore)
+    shutil.copytree(trained / "model", alone / "model")
+    done = command("inference.py", "Good morning", cwd=tmp_path, folder=alone)
+    assert (done.returncode, done.stdout) == (0, "Input : Good morning\nOutput: Good morning, cook\n")
+    shutil.rmtree(alone / "model")
+    flags = ["--max-steps", "2", "--d-model", "8", "--n-heads", "1", "--n-layers", "1", "--d-ff", "8", "--max-length", "32"]
+    (alone / "data" / "few.tsv").write_text("a b\tb a\nc\td\ne f\tf e\n", encoding="utf-8")
+    done = command("train.py", "--pairs", alone / "data" / "few.tsv", *flags, cwd=tmp_path, folder=alone)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (alone / "model").iterdir()} == MODEL_FILES
+    assert {path.name for path in (alone / "samples").iterdir()} == SAMPLES
+    assert [path.name for path in tmp_path.iterdir()] == ["another place"]
+
+
+def test_the_bundled_pairs_are_sound(capsys):
+    from pairs import read_pairs
+
+    training, held_out = (read_pairs(FOLDER / "data" / f"{name}.tsv") for name in ("train", "held_out"))
+    assert capsys.readouterr().err == ""
+    assert not {pair.source for pair in training} & {pair.source for pair in held_out}
+    assert {pair.kind for pair in held_out} == {"answer", "rewrite", "rephrasing"}

@@ -1,0 +1,332 @@
+"""Training: the loss, the schedule, exact continuation, and which model is kept."""
+
+import json
+import math
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import train
+from train import learning_rate, token_losses
+
+import checkpoint
+from checkpoint import Progress
+from cli import InputError
+from pairs import IGNORE, Pair
+
+CPU = torch.device("cpu")
+
+
+class Never:
+    """An interrupt that nobody asks for."""
+
+    asked = False
+
+
+class After:
+    """An interrupt that is asked for once a run has made so many steps."""
+
+    def __init__(self, progress, steps):
+        self.progress, self.steps = progress, steps
+
+    @property
+    def asked(self):
+        return self.progress.step >= self.steps
+
+
+@pytest.fixture
+def begin(tmp_path, monkeypatch, training, held_out, sizes):
+    """begin(*flags, pairs=...) -> a Run at its beginning, and its tokenizer."""
+
+    def make(*flags, pairs=None):
+        line = ["train.py", "--output", str(tmp_path / "out"), *sizes, "--max-steps", "60", *map(str, flags)]
+        monkeypatch.setattr("sys.argv", line)
+        data = [[Pair(*row) for row in rows] for rows in (pairs or training, held_out)]
+        return train.prepare(train.parse_args(), CPU, *data)
+
+    return make
+
+
+# ----------------------------------------------------------------------------- loss and schedule
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_loss_is_pytorchs_cross_entropy_without_the_pad_column(smoothing):
+    torch.manual_seed(0)
+    logits, labels = 3 * torch.randn(3, 5, 8), torch.randint(0, 7, (3, 5))
+    labels[0, 3:] = labels[2, 1:] = IGNORE
+    loss, nll = token_losses(logits, labels, smoothing)
+    flat = logits[..., :-1].flatten(0, 1)
+    reduce = {"ignore_index": IGNORE, "reduction": "sum"}
+    expected = F.cross_entropy(flat, labels.flatten(), label_smoothing=smoothing, **reduce)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(nll, F.cross_entropy(flat, labels.flatten(), **reduce))
+
+
+def test_class_zero_is_scored_and_padding_is_not():
+    logits = torch.randn(1, 2, 5)
+    assert token_losses(logits, torch.tensor([[0, IGNORE]]), 0.1)[0] > 0
+    changed = logits.clone()
+    changed[0, 1] += torch.randn(5)
+    labels = torch.tensor([[0, IGNORE]])
+    assert token_losses(logits, labels, 0.1)[0] == token_losses(changed, labels, 0.1)[0]
+
+
+def test_a_steps_gradient_is_of_the_mean_over_target_tokens(begin):
+    run, _ = begin("--dropout", 0, "--label-smoothing", 0.2, "--learning-rate", 1e-9)
+    batch = run.corpus.batch(np.arange(len(run.corpus)))
+    flat = run.model(batch.source, batch.target)[..., :-1].flatten(0, 1)
+    F.cross_entropy(flat, batch.labels.flatten(), label_smoothing=0.2).backward()
+    torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
+    expected = {name: parameter.grad.clone() for name, parameter in run.model.named_parameters()}
+    run.update(batch, 0.0)
+    for name, parameter in run.model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-3, atol=1e-6)
+    tokens = int((batch.labels != IGNORE).sum())
+    assert run.progress.tokens == run.progress.nll_tokens == tokens
+
+
+def test_learning_rate_climbs_a_line_and_falls_to_zero():
+    warm = [learning_rate(step, 0.0, 2.0, 10) for step in range(12)]
+    assert warm == pytest.approx([0.2 * (step + 1) for step in range(10)] + [2.0, 2.0])
+    falling = [learning_rate(100, done / 20, 2.0, 10) for done in range(21)]
+    assert falling == sorted(falling, reverse=True)
+    assert falling[0] == 2.0 and falling[10] == pytest.approx(1.0)
+    assert learning_rate(100, 1.0, 2.0, 10) == learning_rate(100, 1.5, 2.0, 10) == pytest.approx(0, abs=1e-12)
+    assert learning_rate(0, 0.0, 2.0, 0) == 2.0
+
+
+# ------------------------------------------------------------------------------------- the loop
+
+
+def test_a_model_learns_one_batch_by_heart(begin):
+    flags = ["--dropout", "0", "--label-smoothing", "0", "--learning-rate", "5e-3", "--warmup-steps", "10"]
+    run, _ = begin(
+        *flags, pairs=[(f"ask {word}", f"say {word} now", "") for word in ["one", "two", "three", "four"]]
+    )
+    batch = run.corpus.batch(np.arange(4))
+    for _ in range(80):
+        run.update(batch, 0.0)
+    with torch.no_grad():
+        logits = run.model.eval()(batch.source, batch.target)
+    assert token_losses(logits, batch.labels, 0.0)[0] / run.progress.nll_tokens < 0.1
+    assert (logits.argmax(dim=-1) == batch.labels).all()
+
+
+def without_seconds(curve):
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in curve]
+
+
+def weights_of(run):
+    return {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+
+
+def assert_same_weights(one, other):
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+@pytest.mark.parametrize("steps", [1, 23, 50])
+def test_an_interrupted_run_goes_on_exactly(begin, steps):
+    whole, _ = begin()
+    whole.train(Never())
+    assert whole.progress.step == 60 and [record["step"] for record in whole.progress.curve] == [50, 60]
+
+    first, _ = begin()
+    first.train(After(first.progress, steps))
+    assert first.progress.step == steps
+    second, _ = begin()
+    second.restore()
+    second.train(Never())
+    assert_same_weights(weights_of(second), weights_of(whole))
+    assert_same_weights(second.kept, whole.kept)
+    assert without_seconds(second.progress.curve) == without_seconds(whole.progress.curve)
+    progress = [asdict(run.progress) | {"seconds": 0, "curve": 0} for run in (second, whole)]
+    assert progress[0] == progress[1]
+    lines = (whole.args.output / "samples" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == second.progress.curve
+
+
+def test_a_finished_run_goes_on_with_a_larger_budget(begin):
+    first, _ = begin()
+    first.train(Never())
+    second, _ = begin("--max-steps", 70)
+    second.restore()
+    assert second.progress.step == 60
+    second.train(Never())
+    assert [record["step"] for record in second.progress.curve] == [50, 60, 70]
+
+
+def test_a_seed_repeats_and_another_differs(begin):
+    runs = [begin("--max-steps", 3, "--seed", seed)[0] for seed in (0, 0, 1)]
+    for run in runs:
+        run.train(Never())
+    assert_same_weights(weights_of(runs[0]), weights_of(runs[1]))
+    assert not torch.equal(runs[0].model.embeddings.token.weight, runs[2].model.embeddings.token.weight)
+
+
+def test_training_counts_epochs_and_uses_every_pair_alike(begin, monkeypatch):
+    run, _ = begin("--max-steps", 1000, "--epochs", 3)
+    taken = []
+    monkeypatch.setattr(run, "update", lambda batch, done: (taken.append(batch), setattr_step(run)))
+
+    def setattr_step(run):
+        run.progress.step += 1
+        run.progress.nll_tokens += 1
+
+    run.train(Never())
+    assert run.progress.epoch == 3 and run.progress.position == 0
+    assert sum(len(batch.source) for batch in taken) == 3 * len(run.corpus)
+
+
+@pytest.mark.parametrize(
+    "flags, pairs, name",
+    [
+        (("--d-model", 16), None, "d_model 32, not 16"),
+        (("--n-layers", 2), None, "n_encoder_layers 1, not 2"),
+        (("--seed", 5), None, "seed 0, not 5"),
+        (("--learning-rate", 1e-4), None, "learning_rate"),
+        (("--batch-tokens", 64), None, "batch_tokens"),
+        ((), [("another corpus", "altogether", ""), ("and", "more", "")], "corpus"),
+    ],
+)
+def test_another_run_is_not_resumed(begin, flags, pairs, name):
+    first, _ = begin()
+    first.train(After(first.progress, 1))
+    second, _ = begin(*flags, pairs=pairs)
+    with pytest.raises(InputError, match=name):
+        second.restore()
+
+
+@pytest.mark.parametrize("kept", [0, 10, 0.5, 0.98])
+def test_a_damaged_checkpoint_is_refused(begin, kept):
+    run, _ = begin()
+    run.train(After(run.progress, 1))
+    path = run.args.output / "checkpoint.pt"
+    content = path.read_bytes()
+    path.write_bytes(content[: kept if isinstance(kept, int) else int(kept * len(content))])
+    with pytest.raises(InputError, match=r"checkpoint\.pt: is damaged"):
+        run.restore()
+
+
+def test_a_checkpoint_is_not_unpickled(tmp_path, begin):
+    class Bomb:
+        def __reduce__(self):
+            return (exec, ("raise SystemExit('unpickled')",))
+
+    run, _ = begin()
+    (tmp_path / "out").mkdir()
+    torch.save({"identity": run.identity, "bomb": Bomb()}, tmp_path / "out" / "checkpoint.pt")
+    with pytest.raises(InputError, match="is damaged"):
+        run.restore()
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, {"identity": {}, "n": 1})
+
+    def fail(state, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(torch, "save", fail)
+        checkpoint.save(path, {"identity": {}, "n": 2})
+    assert checkpoint.load(path, {})["n"] == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+class Answers(torch.nn.Module):
+    """Stands for a model that predicts a given share of the held-out tokens, and remembers which it was."""
+
+    def __init__(self, run, share, mark):
+        super().__init__()
+        self.mark = torch.nn.Parameter(torch.tensor(float(mark)))
+        (rows,) = run.held_out.plan(4 * run.args.batch_tokens, np.random.default_rng(0))
+        labels = run.held_out.batch(rows).labels
+        scored = (labels != IGNORE).nonzero()
+        right = len(scored) * share
+        self.logits = torch.zeros(*labels.shape, run.model.config.vocab_size)
+        for i, (b, t) in enumerate(scored.tolist()):
+            self.logits[b, t, int(labels[b, t]) if i < right else 1] = 1.0  # <unk> is no reference's token
+
+    def forward(self, source, target):
+        return self.logits
+
+
+@pytest.mark.parametrize(
+    "shares, kept",
+    [
+        ([0.5, 0.9], 1),
+        ([0.9, 0.9], 1),
+        ([0.9, 0.2], 0),
+        ([0.9, 0.86], 1),  # within one standard error of so few tokens
+        ([0.2, 0.9, 0.3], 1),
+        ([0.9, 0.86, 0.78, 0.72, 0.66], 1),  # small steps down do not add up: the best is what counts
+    ],
+)
+def test_of_equally_good_models_the_last_is_kept(begin, shares, kept):
+    run, _ = begin()
+    models = [Answers(run, share, mark) for mark, share in enumerate(shares)]
+    for run.model in models:
+        run.progress.nll, run.progress.nll_tokens = 1.0, 1
+        run.evaluate()
+    curve = [record["held_out_token_accuracy"] for record in run.progress.curve]
+    assert curve == pytest.approx(shares, abs=0.05)
+    assert run.progress.kept == kept
+    assert float(run.kept["mark"]) == kept
+    assert run.progress.best_accuracy == max(curve)
+
+
+def test_evaluation_is_the_mean_over_held_out_tokens(begin):
+    run, _ = begin("--max-steps", 1)
+    run.train(Never())
+    batch = run.held_out.batch(np.arange(len(run.held_out)))
+    with torch.no_grad():
+        logits = run.model.eval()(batch.source, batch.target)
+    flat = logits[..., :-1].flatten(0, 1)
+    (record,) = run.progress.curve
+    assert record["held_out_loss"] == pytest.approx(
+        float(F.cross_entropy(flat, batch.labels.flatten(), ignore_index=IGNORE)), rel=1e-4
+    )
+    right = int((flat.argmax(dim=-1) == batch.labels.flatten()).sum())
+    assert record["held_out_token_accuracy"] == right / int((batch.labels != IGNORE).sum())
+
+
+def test_a_loss_that_is_no_number_ends_the_run(begin):
+    run, _ = begin("--max-steps", 5)
+    with torch.no_grad():
+        run.model.decoder[0].feed_forward.inner.weight.fill_(math.nan)
+    with pytest.raises(InputError, match="no longer finite at step 5; try a lower --learning-rate"):
+        run.train(Never())
+    assert not (run.args.output / "checkpoint.pt").exists()
+
+
+def test_bf16_trains(begin):
+    run, _ = begin("--precision", "bf16", "--max-steps", 15, "--warmup-steps", 1)
+    before = weights_of(run)
+    run.train(Never())
+    assert math.isfinite(run.progress.curve[-1]["train_loss"])
+    assert run.progress.curve[-1]["held_out_loss"] < math.log(run.model.config.vocab_size)
+    assert all(parameter.dtype == torch.float32 for parameter in run.model.parameters())
+    assert not torch.equal(run.model.embeddings.token.weight, before["embeddings.token.weight"])
+
+
+def test_the_vocabulary_comes_from_the_training_pairs_alone(begin):
+    run, tokenizer = begin(pairs=[("one two", "three", ""), ("four", "five", "")])
+    words = set(tokenizer.get_vocab())
+    assert words == {"</s>", "<unk>", "<pad>", *(f"▁{word}" for word in ["one", "two", "three", "four", "five"])}
+    assert run.model.config.vocab_size == len(words)
+
+
+def test_a_pair_that_names_a_special_token_can_be_trained_on(begin):
+    run, _ = begin("--max-steps", 1, pairs=[("a <pad> b", "c <pad> d", ""), ("e", "f </s> g", "")])
+    run.train(Never())
+    assert math.isfinite(run.progress.curve[-1]["train_loss"])
+
+
+def test_progress_starts_at_nothing():
+    assert not any(asdict(Progress()).values())
