@@ -39,7 +39,20 @@ HELD_OUT = [
     ("The cook bakes the cake", "The cake is baked by the cook", "rewrite"),
     ("What is a capital?", "A capital is Rome", "answer"),
 ]
-SIZES = ["--d-model", "32", "--n-layers", "1", "--n-heads", "2", "--d-ff", "64", "--max-length", "16", "--batch-tokens", "128"]
+SIZES = [
+    "--d-model",
+    "32",
+    "--n-layers",
+    "1",
+    "--n-heads",
+    "2",
+    "--d-ff",
+    "64",
+    "--max-length",
+    "16",
+    "--batch-tokens",
+    "128",
+]
 
 
 def pytest_collectstart(collector):

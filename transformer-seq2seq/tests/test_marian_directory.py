@@ -1,4 +1,4 @@
-"""The model directory: written for Hugging Face and CTranslate2, read from either, refused if it is not ours."""
+"""The model directory: written for Hugging Face and CTranslate2, read from others, refused if damaged."""
 
 import json
 import pickle

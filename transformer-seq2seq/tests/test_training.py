@@ -318,7 +318,12 @@ def test_bf16_trains(begin):
 def test_the_vocabulary_comes_from_the_training_pairs_alone(begin):
     run, tokenizer = begin(pairs=[("one two", "three", ""), ("four", "five", "")])
     words = set(tokenizer.get_vocab())
-    assert words == {"</s>", "<unk>", "<pad>", *(f"▁{word}" for word in ["one", "two", "three", "four", "five"])}
+    assert words == {
+        "</s>",
+        "<unk>",
+        "<pad>",
+        *(f"▁{word}" for word in ["one", "two", "three", "four", "five"]),
+    }
     assert run.model.config.vocab_size == len(words)
 
 

@@ -1,0 +1,161 @@
+"""What the tests of this folder share: tiny models, one of them trained, and the scripts as commands."""
+
+import importlib
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parent.parent
+sys.path.insert(0, str(FOLDER))
+for file in FOLDER.glob("*.py"):  # another folder's tests may have imported modules of the same names
+    sys.modules.pop(file.stem, None)
+USED = "cli encoder corpus evaluation pretrained checkpoint train_mlm fill_mask visualize_attention"
+MODULES = {name: importlib.import_module(name) for name in USED.split()}
+
+TRAINING = """\
+the cat chases the small mouse
+the dog chases the big cat
+a bird eats the red worm
+a fish eats the green plant
+my mother bakes sweet bread today
+my father paints the old door
+our teacher reads a long story
+our doctor drives a blue car
+the king wears a golden crown
+the queen owns a silver ring
+every student writes one short letter
+every farmer grows some yellow corn
+two children play near the river
+three soldiers march toward the castle
+we drink hot tea at night
+""".splitlines()
+HELD_OUT = ["the dog chases the small mouse", "my mother paints the old door", "a bird eats the green plant"]
+SIZES = "--d-model 32 --n-layers 2 --n-heads 2 --d-ff 64 --max-length 24 --batch-tokens 256".split()
+
+
+def pytest_collectstart(collector):
+    sys.modules.update(MODULES)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Tiny products gain nothing from a second thread, and lose much where other programs compete for it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def folder():
+    """The folder under test."""
+    return FOLDER
+
+
+@pytest.fixture(scope="session")
+def training():
+    """The sentences that the trained model has seen."""
+    return TRAINING
+
+
+@pytest.fixture(scope="session")
+def held_out():
+    """The sentences that the trained model is evaluated on."""
+    return HELD_OUT
+
+
+@pytest.fixture(scope="session")
+def sizes():
+    """Flags of train_mlm.py that make a small model."""
+    return SIZES
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A word tokenizer of the training sentences."""
+    return MODULES["corpus"].train_tokenizer(TRAINING, "word", 1000)
+
+
+@pytest.fixture(scope="session")
+def bpe():
+    """A byte pair tokenizer of the training sentences."""
+    return MODULES["corpus"].train_tokenizer(TRAINING, "bpe", 300)
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    """make_model(vocab_size, seed, **sizes) -> a random model in evaluation mode. No weight has its initial
+    value, so that every bias and every norm matters."""
+
+    def make(vocab_size, seed=0, **sizes):
+        module = MODULES["encoder"]
+        sizes = {"d_model": 16, "n_layers": 2, "n_heads": 2, "d_ff": 24, "max_length": 24} | sizes
+        torch.manual_seed(seed)
+        model = module.MaskedLanguageModel(module.EncoderConfig(vocab_size, **sizes)).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.2 * torch.randn_like(parameter)
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny(make_model, tokenizer):
+    """A random model for the word tokenizer."""
+    return make_model(tokenizer.get_vocab_size())
+
+
+@pytest.fixture(scope="session")
+def command():
+    """command(script, *flags, cwd=...) runs a script of this folder as a user does."""
+
+    def run(script, *flags, cwd, folder=FOLDER, stdin=b""):
+        line = [sys.executable, str(folder / script), *map(str, flags)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(line, cwd=cwd, input=stdin, env=environment, capture_output=True, timeout=300)
+        done.stdout, done.stderr = done.stdout.decode(), done.stderr.decode()
+        return done
+
+    return run
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """script(name, *flags) runs a script's main within this process -> exit status, stdout, stderr."""
+
+    def run(name, *flags, stdin=b""):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, flags)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        capsys.readouterr()
+        status = 0
+        try:
+            MODULES["cli"].run(MODULES[name].main)
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, command):
+    """The output folder of a run of train_mlm.py that has learnt the training sentences by heart. Cloze
+    tests stand beside both of its text files, and what it printed is in stdout.txt beside it."""
+    place = tmp_path_factory.mktemp("trained")
+    for name, sentences, kind in (("corpus", TRAINING, "fact"), ("held_out", HELD_OUT, "combination")):
+        rows = ["sentence\tkey\tkind", *(f"{line}\t{line.split()[1]}\t{kind}" for line in sentences)]
+        (place / f"{name}.txt").write_text("\n".join(sentences) + "\n", encoding="utf-8")
+        (place / f"{name}.cloze.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    flags = ["--corpus", place / "corpus.txt", "--held-out", place / "held_out.txt", "--output", place / "out"]
+    learning = "--max-steps 300 --learning-rate 5e-3 --warmup-steps 20 --device cpu".split()
+    done = command("train_mlm.py", *flags, *SIZES, *learning, cwd=place)
+    assert done.returncode == 0, done.stderr
+    (place / "stdout.txt").write_text(done.stdout, encoding="utf-8")
+    (place / "stderr.txt").write_text(done.stderr, encoding="utf-8")
+    return place / "out"
