@@ -133,6 +133,10 @@ class Run:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=args.precision == "bf16"):
             logits = self.model(inputs, hidden)  # (N, V)
         loss = F.cross_entropy(logits.float(), labels[hidden])
+        if not torch.isfinite(loss):
+            raise InputError(
+                f"the loss is no longer finite at step {progress.step}; try a lower --learning-rate"
+            )
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -159,18 +163,13 @@ class Run:
             right += int((logits.argmax(dim=-1) == targets).sum())
             count += len(targets)
         progress, accuracy = self.progress, right / count
-        train_loss = progress.nll / progress.nll_tokens
-        if not math.isfinite(train_loss + nll):
-            raise InputError(
-                f"the loss is no longer finite at step {progress.step}; try a lower --learning-rate"
-            )
         progress.curve.append(
             {
                 "epoch": progress.epoch,
                 "step": progress.step,
                 "seconds": round(progress.seconds, 2),
                 "tokens": progress.tokens,
-                "train_loss": train_loss,
+                "train_loss": progress.nll / progress.nll_tokens,
                 "held_out_loss": nll / count,
                 "held_out_accuracy": accuracy,
                 "learning_rate": self.optimizer.param_groups[0]["lr"],

@@ -261,6 +261,7 @@ class PairCorpus:
         labels = self.target.rows(indices, IGNORE)
         start = np.full((len(labels), 1), self.pad_id)
         read = np.concatenate([start, np.where(labels == IGNORE, self.pad_id, labels)[:, :-1]], axis=1)
+        labels[labels == self.pad_id] = IGNORE  # where somebody's text names the padding token
         arrays = self.source.rows(indices, self.pad_id), read, labels
         return Batch(*(torch.from_numpy(array) for array in arrays))
 

@@ -135,6 +135,10 @@ class Run:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=args.precision == "bf16"):
             logits = self.model(batch.source, batch.target)  # (B, T, V)
         loss, nll = token_losses(logits, batch.labels, args.label_smoothing)
+        if not torch.isfinite(loss):
+            raise InputError(
+                f"the loss is no longer finite at step {progress.step}; try a lower --learning-rate"
+            )
         self.optimizer.zero_grad()
         (loss / n_tokens).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -158,18 +162,13 @@ class Run:
             right += int((logits.argmax(dim=-1) == batch.labels).sum())
             count += int((batch.labels != IGNORE).sum())
         progress, accuracy = self.progress, right / count
-        train_loss = progress.nll / progress.nll_tokens
-        if not math.isfinite(train_loss + nll):
-            raise InputError(
-                f"the loss is no longer finite at step {progress.step}; try a lower --learning-rate"
-            )
         progress.curve.append(
             {
                 "epoch": progress.epoch,
                 "step": progress.step,
                 "seconds": round(progress.seconds, 2),
                 "tokens": progress.tokens,
-                "train_loss": train_loss,
+                "train_loss": progress.nll / progress.nll_tokens,
                 "held_out_loss": nll / count,
                 "held_out_token_accuracy": accuracy,
                 "learning_rate": self.optimizer.param_groups[0]["lr"],

@@ -32,6 +32,7 @@ ODD_TEXTS = [
     "...",
     "cook",
     "it's a-b",
+    "write </s> and <pad>, <unk>",
 ]
 
 

@@ -74,12 +74,12 @@ def test_class_zero_is_scored_and_padding_is_not():
     assert token_losses(logits, labels, 0.1)[0] == token_losses(changed, labels, 0.1)[0]
 
 
-def test_a_steps_gradient_is_of_the_mean_over_target_tokens(begin):
+def test_a_steps_gradient_is_of_the_mean_over_target_tokens(begin, monkeypatch):
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: None)  # it would hide the scale
     run, _ = begin("--dropout", 0, "--label-smoothing", 0.2, "--learning-rate", 1e-9)
     batch = run.corpus.batch(np.arange(len(run.corpus)))
     flat = run.model(batch.source, batch.target)[..., :-1].flatten(0, 1)
     F.cross_entropy(flat, batch.labels.flatten(), label_smoothing=0.2).backward()
-    torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
     expected = {name: parameter.grad.clone() for name, parameter in run.model.named_parameters()}
     run.update(batch, 0.0)
     for name, parameter in run.model.named_parameters():
@@ -263,9 +263,9 @@ class Answers(torch.nn.Module):
         ([0.5, 0.9], 1),
         ([0.9, 0.9], 1),
         ([0.9, 0.2], 0),
-        ([0.9, 0.86], 1),  # within one standard error of so few tokens
+        ([0.9, 0.85], 1),  # within one standard error of so few tokens
         ([0.2, 0.9, 0.3], 1),
-        ([0.9, 0.86, 0.78, 0.72, 0.66], 1),  # small steps down do not add up: the best is what counts
+        ([0.9, 0.85, 0.75, 0.7, 0.65], 1),  # small steps down do not add up: the best is what counts
     ],
 )
 def test_of_equally_good_models_the_last_is_kept(begin, shares, kept):
@@ -275,7 +275,7 @@ def test_of_equally_good_models_the_last_is_kept(begin, shares, kept):
         run.progress.nll, run.progress.nll_tokens = 1.0, 1
         run.evaluate()
     curve = [record["held_out_token_accuracy"] for record in run.progress.curve]
-    assert curve == pytest.approx(shares, abs=0.05)
+    assert curve == pytest.approx(shares, abs=0.05) and len(set(curve)) == len(set(shares))
     assert run.progress.kept == kept
     assert float(run.kept["mark"]) == kept
     assert run.progress.best_accuracy == max(curve)
@@ -300,7 +300,7 @@ def test_a_loss_that_is_no_number_ends_the_run(begin):
     run, _ = begin("--max-steps", 5)
     with torch.no_grad():
         run.model.decoder[0].feed_forward.inner.weight.fill_(math.nan)
-    with pytest.raises(InputError, match="no longer finite at step 5; try a lower --learning-rate"):
+    with pytest.raises(InputError, match="no longer finite at step 0; try a lower --learning-rate"):
         run.train(Never())
     assert not (run.args.output / "checkpoint.pt").exists()
 

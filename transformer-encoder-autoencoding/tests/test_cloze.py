@@ -1,0 +1,279 @@
+"""Cloze tests, what a model and the baseline say to them, and the bundled sentences' promises."""
+
+import csv
+import math
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cli import InputError
+from corpus import MASK, Corpus
+from evaluation import Cloze, NeighbourBaseline, accuracy, ask, read_clozes, unigram_loss
+
+DATA = Path(__file__).parent.parent / "data"
+
+
+def cloze(sentence, key, kind="free"):
+    return Cloze(sentence, key, kind)
+
+
+# ---- reading
+
+
+def write(folder, content):
+    (folder / "text.cloze.tsv").write_text(content, encoding="utf-8")
+    return folder / "text.txt"
+
+
+def test_cloze_tests_are_the_lines_below_the_header(tmp_path):
+    path = write(tmp_path, "sentence\tkey\tkind\nThe cat sat\tcat\tfree\n\nA well-known dog\twell-known\tx\n")
+    expected = [cloze("The cat sat", "cat"), cloze("A well-known dog", "well-known", "x")]
+    assert read_clozes(path) == expected
+
+
+def test_without_a_cloze_file_there_are_no_tests(tmp_path):
+    assert read_clozes(tmp_path / "text.txt") == []
+
+
+@pytest.mark.parametrize("line", ["The cat sat", "The cat sat\tcat", "The cat sat\tdog\tx", "party\tart\tx"])
+def test_a_line_that_is_no_cloze_test_is_named(tmp_path, line):
+    path = write(tmp_path, f"sentence\tkey\tkind\nThe cat sat\tcat\tfree\n{line}\n")
+    with pytest.raises(InputError, match=r"text\.cloze\.tsv, line 3"):
+        read_clozes(path)
+
+
+def test_blank_lines_count_in_the_number_of_a_wrong_line(tmp_path):
+    path = write(tmp_path, "sentence\tkey\tkind\n\nThe cat sat\tcat\tfree\n\n\nwrong\n")
+    with pytest.raises(InputError, match="line 6"):
+        read_clozes(path)
+
+
+# ---- the hidden word
+
+
+@pytest.mark.parametrize(
+    ("sentence", "key", "span"),
+    [
+        ("party art", "art", (6, 9)),
+        ("art party", "art", (0, 3)),
+        ("state-of-the-art art", "art", (17, 20)),
+        ("an artist's art, then", "art", (12, 15)),
+        ("the naïve naïveté", "naïveté", (10, 17)),
+    ],
+)
+def test_key_span_is_that_of_the_whole_word(sentence, key, span):
+    assert cloze(sentence, key).key_span() == span
+    assert sentence[slice(*span)] == key
+
+
+@pytest.mark.parametrize("kind", ["word", "bpe"])
+@torch.no_grad()
+def test_ask_hides_all_tokens_of_the_key_and_no_other(kind, tokenizer, bpe, make_model):
+    """Its loss and its guesses are those of each sentence alone, with the key's tokens hidden by hand."""
+    tokenizer = {"word": tokenizer, "bpe": bpe}[kind]
+    model = make_model(tokenizer.get_vocab_size(), max_length=60)
+    parts = [  # before, key, after
+        ("the ", "cat", " chases the small mouse"),
+        ("", "teacher", " reads a long story"),
+        ("my mother bakes sweet bread ", "today", ""),
+        ("two children play near the ", "river", " today"),
+    ]
+    expected, count, guesses = 0.0, 0, []
+    for before, key, after in parts:
+        whole, left = (tokenizer.encode(text).ids for text in (before + key + after, before.rstrip()))
+        begin = len(left) - 1  # without [SEP]
+        end = begin + len(tokenizer.encode(key).ids) - 2
+        begin += tokenizer.encode(key).tokens[1] == "Ġ"  # a space that is a token of its own stays
+        ids = torch.tensor([whole])
+        ids[0, begin:end] = 4
+        assert (kind == "word") == (end - begin == 1)
+        logits = model(ids)[0, begin:end]
+        expected += F.cross_entropy(logits, torch.tensor(whole[begin:end]), reduction="sum").item()
+        count += end - begin
+        guesses.append(tokenizer.decode(logits.argmax(dim=-1).tolist(), skip_special_tokens=False).strip())
+    clozes = [cloze("".join(part), part[1]) for part in parts]
+    for batch_size in (256, 3, 1):
+        answers = ask(model, tokenizer, clozes, batch_size)
+        assert answers.loss == pytest.approx(expected / count, abs=1e-5)
+        assert answers.guesses == guesses
+
+
+def test_a_model_that_knows_the_words_guesses_them(tokenizer, tiny, training, monkeypatch):
+    """The guesses are read from the right rows of the right sentences, whatever their lengths."""
+    clozes = [cloze(sentence, sentence.split()[-1 - i % 3]) for i, sentence in enumerate(training)]
+    wanted = iter([tokenizer.token_to_id(cloze.key) for cloze in clozes])
+
+    def oracle(ids, hidden):
+        return F.one_hot(torch.tensor([next(wanted) for _ in range(int(hidden.sum()))]), 100) * 50.0
+
+    monkeypatch.setattr(tiny, "forward", oracle)
+    answers = ask(tiny, tokenizer, clozes, batch_size=4)
+    assert answers.guesses == [cloze.key for cloze in clozes]
+    assert answers.loss < 1e-6
+
+
+def test_a_cloze_sentence_that_is_too_long_is_refused(tokenizer, tiny):
+    with pytest.raises(InputError, match="32 tokens, the model takes 24"):
+        ask(tiny, tokenizer, [cloze("cat " + "the " * 29, "cat")])
+
+
+# ---- the baseline
+
+
+def test_baseline_takes_the_word_most_often_seen_between_the_neighbours():
+    baseline = NeighbourBaseline(["a x b", "a y b", "a y b", "a z c", "a z c", "a z c"])
+    assert baseline.guess(cloze("a what b", "what")) == "y"
+
+
+def test_baseline_falls_back_to_the_word_before_and_then_to_the_most_frequent():
+    baseline = NeighbourBaseline(["a x b", "a x c", "a y b", "q q q w q"])
+    assert baseline.guess(cloze("a what w", "what")) == "x"
+    assert baseline.guess(cloze("never what w", "what")) == "q"
+
+
+def test_baseline_knows_beginnings_and_ends_of_sentences():
+    baseline = NeighbourBaseline(["first b last", "first b other", "c last"])
+    assert baseline.guess(cloze("what b x", "what")) == "first"
+    assert baseline.guess(cloze("b what", "what")) == "last"
+
+
+def test_accuracy_is_the_share_of_right_answers_of_each_kind():
+    clozes = [cloze("a b", "a", kind) for kind in "xxxyx"]
+    assert accuracy(clozes, ["a", "b", "a", "b", "a"]) == {"x": 0.75, "y": 0.0}
+
+
+def test_unigram_loss_is_that_of_the_frequencies_in_training(tokenizer):
+    """Over the tokens that are not special, every token of the vocabulary counted once more than seen."""
+    training = Corpus(["the cat", "the dog chases the cat"], tokenizer, 24)
+    held_out = Corpus(["the mouse chases", "cat"], tokenizer, 24)
+    size = tokenizer.get_vocab_size()
+    total = 7 + size - 2  # [CLS] and [SEP] are never predicted
+    shares = [4 / total, 1 / total, 2 / total, 3 / total]  # the, mouse, chases, cat
+    expected = -sum(math.log(share) for share in shares) / 4
+    assert unigram_loss(training, held_out, size) == pytest.approx(expected)
+    uniform = Corpus([" ".join(np.random.default_rng(0).permutation("cat dog the a".split()))], tokenizer, 24)
+    assert unigram_loss(uniform, uniform, size) == pytest.approx(math.log((size - 2 + 4) / 2))
+
+
+# ---- the bundled sentences
+
+
+def table(name):
+    with (DATA / name).open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def text(name):
+    return (DATA / name).read_text(encoding="utf-8").splitlines()
+
+
+@pytest.fixture(scope="module")
+def combinations():
+    """(fact, frame) -> the sentence made of them, for all of the tables."""
+    return {
+        (fact["relation"], fact["subject"], frame["frame"]): frame["frame"].format(**fact)
+        for fact in table("facts.tsv")
+        for frame in table("frames.tsv")
+        if fact["relation"] == frame["relation"]
+    }
+
+
+def hidden(test):
+    begin, end = test.key_span()
+    return test.sentence[:begin] + MASK + test.sentence[end:]
+
+
+@pytest.mark.parametrize("name", ["train", "held_out"])
+def test_cloze_file_has_the_text_files_sentences_in_their_order(name):
+    tests = read_clozes(DATA / f"{name}.txt")
+    assert [test.sentence for test in tests] == text(f"{name}.txt")
+    assert all(hidden(test).count(MASK) == 1 for test in tests)
+
+
+def test_no_sentence_is_there_twice_or_on_both_sides():
+    sentences = text("train.txt") + text("held_out.txt")
+    assert len(sentences) == len(set(sentences))
+
+
+def test_every_training_sentence_with_its_key_hidden_has_one_answer():
+    answers = {}
+    for test in read_clozes(DATA / "train.txt"):
+        assert answers.setdefault(hidden(test), test.key) == test.key, hidden(test)
+
+
+def test_there_are_ten_relations_with_a_dozen_facts_and_six_frames_each():
+    facts = Counter(row["relation"] for row in table("facts.tsv"))
+    frames = Counter(row["relation"] for row in table("frames.tsv"))
+    assert len(facts) >= 10 and set(facts) == set(frames)
+    assert min(facts.values()) >= 12 and min(frames.values()) >= 6
+
+
+def test_of_every_fact_one_combination_is_held_out_and_all_others_are_learnt(combinations):
+    train, held_out = set(text("train.txt")), set(text("held_out.txt"))
+    out = Counter(key[:2] for key, sentence in combinations.items() if sentence in held_out)
+    assert set(out) == {key[:2] for key in combinations} and set(out.values()) == {1}
+    assert all((sentence in train) != (sentence in held_out) for sentence in combinations.values())
+    assert sum(test.kind == "combination" for test in read_clozes(DATA / "held_out.txt")) == len(out)
+
+
+def test_every_held_out_frame_is_learnt_with_other_facts(combinations):
+    train, held_out = set(text("train.txt")), set(text("held_out.txt"))
+    learnt = Counter(frame for (_, _, frame), sentence in combinations.items() if sentence in train)
+    assert all(learnt[key[2]] >= 6 for key, sentence in combinations.items() if sentence in held_out)
+
+
+def test_every_word_of_a_combination_and_every_key_is_in_training():
+    known = {word for sentence in text("train.txt") for word in sentence.split()}
+    for test in read_clozes(DATA / "held_out.txt"):
+        assert test.key in known
+        assert test.kind != "combination" or known.issuperset(test.sentence.split())
+
+
+def test_there_are_free_sentences_and_rephrasings_of_them():
+    free = [row["sentence"] for row in table("free.tsv")]
+    rephrasings = [row["rephrasing"] for row in table("free.tsv") if row["rephrasing"]]
+    assert len(free) >= 120 and len(rephrasings) >= 40
+    assert set(free) <= set(text("train.txt")) and set(rephrasings) <= set(text("held_out.txt"))
+    assert "Transformers use self attention" in free
+
+
+def test_the_script_makes_the_files_that_are_there_byte_for_byte(tmp_path):
+    names = ["train.txt", "held_out.txt", "train.cloze.tsv", "held_out.cloze.tsv"]
+    shutil.copytree(DATA, tmp_path / "data")
+    for name in names:
+        (tmp_path / "data" / name).unlink()
+    subprocess.run([sys.executable, tmp_path / "data" / "make_data.py"], check=True, capture_output=True)
+    for name in names:
+        assert (tmp_path / "data" / name).read_bytes() == (DATA / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "fragment"),
+    [
+        ("facts.tsv", "capital\tFrance\tLyon", "facts.tsv line"),
+        ("facts.tsv", "capital\tOz\tEmerald City", "one word"),
+        ("frames.tsv", "capital\tHere is {subject}", "frames.tsv line"),
+        ("frames.tsv", "moons\t{value} circles {subject}", "12 and 6"),
+        ("free.tsv", "A cat sees a cat\tcat\t", "stands once"),
+        ("free.tsv", "Transformers use self attention\tself\t", "there already"),
+        ("free.tsv", "Transformers use cross attention\tcross\t", "another key"),
+    ],
+)
+def test_the_script_refuses_a_line_that_breaks_a_rule_and_writes_nothing(tmp_path, file, line, fragment):
+    shutil.copytree(DATA, tmp_path / "data")
+    with (tmp_path / "data" / file).open("a", encoding="utf-8") as stream:
+        stream.write(line + "\n")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir() if path.is_file()}
+    line = [sys.executable, "-B", tmp_path / "data" / "make_data.py"]
+    done = subprocess.run(line, capture_output=True, text=True, encoding="utf-8")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert fragment in done.stderr
+    after = {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir() if path.is_file()}
+    assert before == after
