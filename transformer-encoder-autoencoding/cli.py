@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -117,6 +118,10 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(1)
     except OSError as error:
         reason, status = f"{error.filename or 'output'}: {error.strerror or error}", 2
+    except (MemoryError, RuntimeError) as error:  # PyTorch says it in words
+        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
+            raise
+        reason, status = "not enough memory; choose smaller sizes or a smaller batch", 2
     except KeyboardInterrupt as interrupt:
         reason, status = str(interrupt) or "interrupted", 128 + signal.SIGINT
     else:

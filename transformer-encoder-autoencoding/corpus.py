@@ -84,10 +84,10 @@ def training_and_held_out(
     held_out = read_lines(held_out_file)
     aside = set(held_out)
     kept = [sentence for sentence in sentences if sentence not in aside]
-    if len(kept) < len(sentences):
-        warn(f"left {len(sentences) - len(kept)} sentences out of training: they are in {held_out_file}")
     if not kept:
         raise InputError(f"{held_out_file}: holds all training sentences; nothing is left to train on")
+    if len(kept) < len(sentences):
+        warn(f"left {len(sentences) - len(kept)} sentences out of training: they are in {held_out_file}")
     return kept, held_out
 
 

@@ -188,11 +188,9 @@ def unigram_loss(corpus: Corpus, held_out: Corpus, vocab_size: int) -> float:
 
 def draw_curve(curve: list[dict], path: Path) -> None:
     """The losses of a run's evaluations over its steps, as a picture."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    plt.switch_backend("Agg")
     figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
     steps = [record["step"] for record in curve]
     axes.plot(steps, [record["train_loss"] for record in curve], color="#0072B2", label="training text")

@@ -113,8 +113,12 @@ def from_bert(bert: dict[str, Tensor], config: EncoderConfig) -> dict[str, Tenso
     unknown = sorted(name for name in bert if name not in known and not name.startswith(UNUSED))
     if unknown:
         raise InputError(f"weights that BERT's masked language model has no place for: {some(unknown)}")
+    for theirs in table.values():  # those that make a fused one are alike
+        shapes = {tuple(bert[name].shape) for name in theirs if name in bert}
+        if len(shapes) > 1:
+            raise InputError(f"weights of different shapes, {some(sorted(map(str, shapes)))}: {some(theirs)}")
     weights = {
-        ours: torch.cat([bert[name] for name in theirs])
+        ours: torch.cat([bert[name] for name in theirs]) if len(theirs) > 1 else bert[theirs[0]]
         for ours, theirs in table.items()
         if all(name in bert for name in theirs)
     }

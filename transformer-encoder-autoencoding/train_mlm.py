@@ -277,15 +277,17 @@ def main() -> None:
     held_out_tests = evaluation.read_clozes(held_out_file) if held_out_file else []
     state, tokenizer = prepare(args, device, sentences, held_out)
     n_parameters = sum(parameter.numel() for parameter in state.model.parameters())
+    if args.resume:
+        state.restore()
+    args.output.mkdir(parents=True, exist_ok=True)
     print(
         f"{len(sentences):,} sentences to train on, {len(held_out):,} held out; "
         f"vocabulary of {tokenizer.get_vocab_size():,}; {n_parameters:,} parameters on {device.type}"
     )
-    args.output.mkdir(parents=True, exist_ok=True)
-    if args.resume:
-        state.restore()
     interrupt = Interrupt()
     state.train(interrupt)
+    if not state.progress.step:
+        raise KeyboardInterrupt("interrupted before the first step; nothing was written")
     if state.kept is None:
         state.evaluate()
     state.model.load_state_dict(state.kept)

@@ -10,17 +10,17 @@ head asked for or of the mean of all; attention_heads.png, every head of every l
 import argparse
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import torch
-from fill_mask import encode, to_word
 from matplotlib import pyplot as plt
 from torch import Tensor
 
 import pretrained
 from cli import InputError, Parser, pick_device, run, whole
 from corpus import CLS, MASK, SEP, SpecialIds
+from fill_mask import encode, to_word
+
+plt.switch_backend("Agg")  # pictures become files; no screen is needed
+plt.rcParams["text.parse_math"] = False  # a "$" in a sentence is a "$"
 
 HERE = Path(__file__).parent
 COLOURS = "cividis"  # even in lightness, and the same to a colour-blind reader
@@ -134,8 +134,8 @@ def main() -> None:
         words[position] = f"{MASK} → {guess}"
     title = title if len(title) <= 70 else title[:69] + "…"
 
-    args.output.mkdir(parents=True, exist_ok=True)
     chosen, name = choose(weights, args.layer, args.head)
+    args.output.mkdir(parents=True, exist_ok=True)
     draw_map(chosen, words, f"{title}\n{name}", args.output / "attention_heatmap.png")
     draw_heads(
         weights,

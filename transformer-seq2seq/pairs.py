@@ -5,6 +5,7 @@ Legend: B pairs of a batch, S and T lengths of their longest source and target, 
 """
 
 import random
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -94,6 +95,10 @@ def read_pairs(path: Path, source_column: str | None = None, target_column: str 
     ):
         columns = [find_column(name, header, path) for name in wanted]
         rows = rows[1:]
+        if len(header) != width:
+            raise InputError(
+                f"{path}: the header has {len(header)} columns, most lines have {width}; give all as many"
+            )
     else:
         numbers = [str(i + 1) for i in range(width)]
         columns = [
@@ -146,12 +151,12 @@ def training_and_held_out(
     held_out = read_pairs(held_out_file, *columns)
     aside = {pair.source for pair in held_out}
     kept = [pair for pair in pairs if pair.source not in aside]
-    if len(kept) < len(pairs):
-        warn(f"left {len(pairs) - len(kept)} pairs out of training: their sources are in {held_out_file}")
     if not kept:
         raise InputError(
             f"{held_out_file}: holds all sources of the training pairs; nothing is left to train on"
         )
+    if len(kept) < len(pairs):
+        warn(f"left {len(pairs) - len(kept)} pairs out of training: their sources are in {held_out_file}")
     return kept, held_out
 
 
@@ -184,6 +189,7 @@ def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int) -> Tokeniz
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens([PAD])
+    tokenizer.encode_special_tokens = True  # "</s>" in a text is text
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {EOS}", special_tokens=[(EOS, tokenizer.token_to_id(EOS))]
     )
@@ -191,8 +197,9 @@ def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int) -> Tokeniz
 
 
 def to_text(tokenizer: Tokenizer, ids: list[int]) -> str:
-    """Token ids, without start and </s>, as text; a token outside the vocabulary reads <unk>."""
-    return tokenizer.decode(ids, skip_special_tokens=False).strip()
+    """Token ids, without start and </s>, as one line of text; a token outside the vocabulary reads <unk>."""
+    text = tokenizer.decode(ids, skip_special_tokens=False)
+    return re.sub(r"\s+", " ", re.sub(rf"(?<=\w){UNK}", f" {UNK}", text)).strip()
 
 
 @dataclass(frozen=True)
@@ -261,7 +268,6 @@ class PairCorpus:
         labels = self.target.rows(indices, IGNORE)
         start = np.full((len(labels), 1), self.pad_id)
         read = np.concatenate([start, np.where(labels == IGNORE, self.pad_id, labels)[:, :-1]], axis=1)
-        labels[labels == self.pad_id] = IGNORE  # where somebody's text names the padding token
         arrays = self.source.rows(indices, self.pad_id), read, labels
         return Batch(*(torch.from_numpy(array) for array in arrays))
 

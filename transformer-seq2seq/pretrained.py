@@ -64,7 +64,10 @@ FIELDS = {
     "max_length": ["max_position_embeddings"],
     "activation": ["activation_function"],
 }
-LARGEST = {"vocab_size": 10_000_000, "pad_id": 10_000_000, "eos_id": 10_000_000}  # of the others: 1,000,000
+LARGEST = {  # of the others: 1,000,000
+    **dict.fromkeys(["vocab_size", "pad_id", "eos_id"], 10_000_000),
+    **dict.fromkeys(["n_encoder_layers", "n_decoder_layers"], 1_000),
+}
 # what config.json must say, if it says anything, for the model to be ours
 REQUIRED = {
     "scale_embedding": True,
@@ -114,8 +117,12 @@ def from_marian(marian: dict[str, Tensor], config: TransformerConfig) -> dict[st
     if unknown:
         raise InputError(f"weights that a MarianMT model has no place for: {some(sorted(unknown))}")
     marian[BIAS] = marian[BIAS].flatten() if BIAS in marian else torch.zeros(config.vocab_size)
+    for theirs in table.values():  # those that make a fused one are alike
+        shapes = {tuple(marian[name].shape) for name in theirs if name in marian}
+        if len(shapes) > 1:
+            raise InputError(f"weights of different shapes, {some(sorted(map(str, shapes)))}: {some(theirs)}")
     return {
-        ours: torch.cat([marian[name] for name in theirs])
+        ours: torch.cat([marian[name] for name in theirs]) if len(theirs) > 1 else marian[theirs[0]]
         for ours, theirs in table.items()
         if all(name in marian for name in theirs)
     }
@@ -153,6 +160,7 @@ def save(directory: Path, model: Transformer, tokenizer: Tokenizer | MarianToken
             "model_max_length": config.max_length,
             "model_input_names": ["input_ids", "attention_mask"],
             "clean_up_tokenization_spaces": False,
+            "split_special_tokens": not pieces,  # "</s>" in a text is text
             "eos_token": EOS,
             "unk_token": UNK,
             "pad_token": PAD,
@@ -254,6 +262,7 @@ def read_tokenizer(directory: Path, config: TransformerConfig) -> Tokenizer | Ma
             raise InputError(f"{path}: is not a tokenizer ({error})") from None
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True
     elif (directory / "source.spm").is_file():
         tokenizer = MarianTokenizer(directory)
     else:

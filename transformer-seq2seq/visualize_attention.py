@@ -11,11 +11,7 @@ attention_heads.png, the cross-attention of every head of every layer with its e
 import argparse
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import torch
-from inference import encode
 from matplotlib import pyplot as plt
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -23,8 +19,12 @@ from torch import Tensor
 import pretrained
 from cli import InputError, Parser, pick_device, run, whole
 from decoding import generate
+from inference import encode
 from pairs import to_text
 from transformer import Attentions, causal_mask
+
+plt.switch_backend("Agg")  # pictures become files; no screen is needed
+plt.rcParams["text.parse_math"] = False  # a "$" in a prompt is a "$"
 
 HERE = Path(__file__).parent
 FILES = "attention_heatmap.png", "decoder_self_attention.png", "attention_heads.png"
@@ -146,8 +146,8 @@ def main() -> None:
     read = ["start", *generated[:-1]]
     title = args.prompt if len(args.prompt) <= 70 else args.prompt[:69] + "…"
 
-    args.output.mkdir(parents=True, exist_ok=True)
     chosen, name = choose(cross, args.layer, args.head)
+    args.output.mkdir(parents=True, exist_ok=True)
     draw_map(chosen, generated, asked, f"cross-attention: {title}\n{name}", args.output / FILES[0])
     chosen, name = choose(causal, args.layer, args.head)
     seen = causal_mask(len(read))[0, 0]

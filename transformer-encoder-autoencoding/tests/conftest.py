@@ -3,6 +3,7 @@
 import importlib
 import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,20 @@ three soldiers march toward the castle
 we drink hot tea at night
 """.splitlines()
 HELD_OUT = ["the dog chases the small mouse", "my mother paints the old door", "a bird eats the green plant"]
-SIZES = "--d-model 32 --n-layers 2 --n-heads 2 --d-ff 64 --max-length 24 --batch-tokens 256".split()
+SIZES = [
+    "--d-model",
+    "32",
+    "--n-layers",
+    "2",
+    "--n-heads",
+    "2",
+    "--d-ff",
+    "64",
+    "--max-length",
+    "24",
+    "--batch-tokens",
+    "256",
+]
 
 
 def pytest_collectstart(collector):
@@ -125,19 +139,31 @@ def command():
     return run
 
 
+class Terminal(io.TextIOWrapper):
+    """A standard input at which a person sits."""
+
+    def isatty(self):
+        return True
+
+
 @pytest.fixture
 def script(monkeypatch, capsys):
     """script(name, *flags) runs a script's main within this process -> exit status, stdout, stderr."""
 
-    def run(name, *flags, stdin=b""):
+    def run(name, *flags, stdin=b"", terminal=False):
+        stream = Terminal if terminal else io.TextIOWrapper
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, flags)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        monkeypatch.setattr(sys, "stdin", stream(io.BytesIO(stdin), encoding="utf-8"))
+        handlers = [(kind, signal.getsignal(kind)) for kind in (signal.SIGINT, signal.SIGTERM)]
         capsys.readouterr()
         status = 0
         try:
             MODULES["cli"].run(MODULES[name].main)
         except SystemExit as stop:
             status = stop.code
+        finally:
+            for kind, handler in handlers:
+                signal.signal(kind, handler)
         return status, *capsys.readouterr()
 
     return run
@@ -152,8 +178,15 @@ def trained(tmp_path_factory, command):
         rows = ["sentence\tkey\tkind", *(f"{line}\t{line.split()[1]}\t{kind}" for line in sentences)]
         (place / f"{name}.txt").write_text("\n".join(sentences) + "\n", encoding="utf-8")
         (place / f"{name}.cloze.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    flags = ["--corpus", place / "corpus.txt", "--held-out", place / "held_out.txt", "--output", place / "out"]
-    learning = "--max-steps 300 --learning-rate 5e-3 --warmup-steps 20 --device cpu".split()
+    flags = [
+        "--corpus",
+        place / "corpus.txt",
+        "--held-out",
+        place / "held_out.txt",
+        "--output",
+        place / "out",
+    ]
+    learning = ["--max-steps", "300", "--learning-rate", "5e-3", "--warmup-steps", "20", "--device", "cpu"]
     done = command("train_mlm.py", *flags, *SIZES, *learning, cwd=place)
     assert done.returncode == 0, done.stderr
     (place / "stdout.txt").write_text(done.stdout, encoding="utf-8")

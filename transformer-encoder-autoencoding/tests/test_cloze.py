@@ -158,7 +158,9 @@ def test_unigram_loss_is_that_of_the_frequencies_in_training(tokenizer):
     shares = [4 / total, 1 / total, 2 / total, 3 / total]  # the, mouse, chases, cat
     expected = -sum(math.log(share) for share in shares) / 4
     assert unigram_loss(training, held_out, size) == pytest.approx(expected)
-    uniform = Corpus([" ".join(np.random.default_rng(0).permutation("cat dog the a".split()))], tokenizer, 24)
+    uniform = Corpus(
+        [" ".join(np.random.default_rng(0).permutation(["cat", "dog", "the", "a"]))], tokenizer, 24
+    )
     assert unigram_loss(uniform, uniform, size) == pytest.approx(math.log((size - 2 + 4) / 2))
 
 

@@ -104,7 +104,11 @@ def test_another_seed_holds_out_others_and_at_most_a_thousand():
 
 
 def test_what_is_in_the_held_out_file_is_left_out_of_training(tmp_path, capsys):
-    for name, text in (("a.txt", "one\ntwo\none\n"), ("b.txt", "three\nfour\n"), ("h.txt", "one\nfour\nfive\n")):
+    for name, text in (
+        ("a.txt", "one\ntwo\none\n"),
+        ("b.txt", "three\nfour\n"),
+        ("h.txt", "one\nfour\nfive\n"),
+    ):
         (tmp_path / name).write_text(text, encoding="utf-8")
     files = [tmp_path / "a.txt", tmp_path / "b.txt"]
     train, aside = training_and_held_out(files, tmp_path / "h.txt", seed=0)
@@ -194,7 +198,9 @@ def test_bpe_knows_every_text_and_gives_it_back(bpe, text):
     assert "".join(bpe.decode(ids, skip_special_tokens=False).split()) == "".join(text.split())
 
 
-@pytest.mark.parametrize("text", ["👩‍👩‍👧 zebra", "e\u0323\u0302 q\u0307\u0323", "שָׁלוֹם עולם", "مرحبا ١٢٣", "한국어 漢字", "\u200b"])
+@pytest.mark.parametrize(
+    "text", ["👩‍👩‍👧 zebra", "e\u0323\u0302 q\u0307\u0323", "שָׁלוֹם עולם", "مرحبا ١٢٣", "한국어 漢字", "\u200b"]
+)
 def test_bpe_gives_back_emoji_marks_and_right_to_left_text(bpe, text):
     ids = bpe.encode(text, add_special_tokens=False).ids
     assert SPECIAL.unk not in ids
@@ -344,7 +350,7 @@ def test_corruption_keeps_its_promises(rows, words, mask_prob, special, seed):
     assert not torch.isin(ids[drawn], special_ids).any()
     changed = inputs[inputs != ids]
     assert not torch.isin(changed[changed != special.mask], special_ids).any()
-    assert (0 <= inputs).all() and (inputs < 40).all()
+    assert (inputs >= 0).all() and (inputs < 40).all()
     eligible = (~torch.isin(ids, special_ids)).sum(dim=1)
     wanted = torch.minimum((eligible * mask_prob).round().clamp(min=1), eligible)
     assert drawn.sum(dim=1).tolist() == wanted.int().tolist()

@@ -1,9 +1,9 @@
 """The scripts as a user runs them: from another folder, with files, arguments, pipes and Ctrl-C."""
 
-import io
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import struct
@@ -70,7 +70,7 @@ def test_training_writes_the_promised_files_and_no_others(trained):
 def test_the_curve_has_a_record_for_every_evaluation(trained):
     lines = (trained / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
-    assert all(RECORD <= set(record) for record in records)
+    assert all(set(record) >= RECORD for record in records)
     assert all(isinstance(value, int | float) for record in records for value in record.values())
     assert [record["step"] for record in records] == [50, 100, 150, 200, 250, 300]
     for name in ("epoch", "seconds", "tokens"):
@@ -151,7 +151,7 @@ def test_ctrl_c_keeps_what_was_learnt_and_resume_goes_on(tmp_path, folder, comma
         line, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as running:
         shown = b""
-        while b"1/1000000" not in shown:  # the first step is made
+        while not re.search(rb"[1-9]\d*/1000000", shown):  # the first step is made
             piece = running.stderr.read1()
             assert piece, shown
             shown += piece
@@ -169,8 +169,7 @@ def test_ctrl_c_keeps_what_was_learnt_and_resume_goes_on(tmp_path, folder, comma
     assert read_json(tmp_path / "out" / "metrics.json")["steps"] == steps + 2
 
 
-def test_two_ctrl_cs_stop_at_once_and_leave_the_model_before(tmp_path):
-    """The second one raises within the step."""
+def test_the_first_signal_asks_to_stop_and_the_second_one_does_not_wait():
     from cli import Interrupt
 
     handlers = [(kind, signal.getsignal(kind)) for kind in (signal.SIGINT, signal.SIGTERM)]
@@ -284,7 +283,7 @@ def test_sentences_that_were_taught_are_less_surprising_than_nonsense(loaded, tr
 def test_scores_do_not_depend_on_how_many_words_are_hidden_at_a_time(make_model, bpe):
     """A sentence of more tokens than are scored in one go."""
     model = make_model(bpe.get_vocab_size(), max_length=100)
-    long = "my mother bakes sweet bread today near the river and my father paints it toward the castle"
+    long = "my mother bakes sweet bread today near the river and my father paints the old door red again"
     ids = bpe.encode(long).ids
     assert len(ids) > 66
     result = score(long, model, bpe, CPU)
@@ -315,8 +314,7 @@ def test_an_unknown_word_is_shown_as_unknown(command, trained, tmp_path):
 def test_at_a_prompt_a_mistake_is_shown_and_the_next_line_is_read(script, trained, monkeypatch):
     typed = iter(["the cat", "the cat [MASK] the small mouse", ""])
     monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
-    monkeypatch.setattr(io.TextIOWrapper, "isatty", lambda self: True, raising=False)
-    status, out, stderr = script("fill_mask", "--model", trained / "model", "--top-k", 1)
+    status, out, stderr = script("fill_mask", "--model", trained / "model", "--top-k", 1, terminal=True)
     assert status == 0 and "no [MASK]" in stderr
     assert out.splitlines()[0] == "the cat chases the small mouse"
 
@@ -366,7 +364,7 @@ def draw(script, trained, tmp_path):
         ["the cat chases the small mouse"],
         ["cat"],
         ["--layer", 2, "--head", 1, "our [MASK] drives a [MASK] car"],
-        ["it costs $5 or $6, 100 % of $\\x$ and $_^{a} \\frac"],
+        ["costs $5, $\\x$ and $_^{a}"],
         ["the cat " * 11],
     ],
 )
@@ -399,7 +397,12 @@ def test_a_map_is_that_of_the_layer_and_head_asked_for(script, trained, tmp_path
     with torch.no_grad():
         ids = torch.tensor([tokenizer.encode(sentence).ids])
         weights = torch.stack(model.encoder(ids, need_weights=True)[1])[:, 0]
-    wanted = {(): weights.mean((0, 1)), (2,): weights[1].mean(0), (2, 1): weights[1, 0], (None, 2): weights[:, 1].mean(0)}
+    wanted = {
+        (): weights.mean((0, 1)),
+        (2,): weights[1].mean(0),
+        (2, 1): weights[1, 0],
+        (None, 2): weights[:, 1].mean(0),
+    }
     for (layer, head), expected in (((*key, None, None)[:2], value) for key, value in wanted.items()):
         flags = [*(["--layer", layer] if layer else []), *(["--head", head] if head else [])]
         flags += ["--model", trained / "model", "--output", tmp_path]

@@ -322,7 +322,9 @@ def test_a_damaged_checkpoint_is_refused(new_run, tmp_path, damage):
     run.train(NEVER)
     path = tmp_path / "checkpoint.pt"
     content = path.read_bytes()
-    path.write_bytes({"empty": b"", "truncated": content[:3000], "garbage": b"\x80\x02garbage."}.get(damage, b""))
+    path.write_bytes(
+        {"empty": b"", "truncated": content[:3000], "garbage": b"\x80\x02garbage."}.get(damage, b"")
+    )
     if damage == "another file":
         torch.save([torch.zeros(3)], path)
     with pytest.raises(InputError, match="is damaged") as error:
@@ -370,7 +372,20 @@ def test_a_model_on_the_plateau_is_warned_about_and_one_beyond_it_is_not(script,
     (tmp_path / "text.txt").write_text("\n".join(f"{line} again" for line in training), encoding="utf-8")
     (tmp_path / "held.txt").write_text("\n".join(training), encoding="utf-8")
     files = ["--corpus", tmp_path / "text.txt", "--held-out", tmp_path / "held.txt", "--output", tmp_path]
-    sizes = "--d-model 32 --n-layers 1 --n-heads 2 --d-ff 64 --warmup-steps 10 --device cpu".split()
+    sizes = [
+        "--d-model",
+        "32",
+        "--n-layers",
+        "1",
+        "--n-heads",
+        "2",
+        "--d-ff",
+        "64",
+        "--warmup-steps",
+        "10",
+        "--device",
+        "cpu",
+    ]
     status, _, stderr = script("train_mlm", *files, *sizes, "--max-steps", 1)
     assert status == 0 and "warning: the model knows little more than how frequent" in stderr
     status, _, stderr = script("train_mlm", *files, *sizes, "--max-steps", 150, "--learning-rate", 1e-2)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import train
-from train import learning_rate, token_losses
 
 import checkpoint
+import train
 from checkpoint import Progress
 from cli import InputError
 from pairs import IGNORE, Pair
+from train import learning_rate, token_losses
 
 CPU = torch.device("cpu")
 

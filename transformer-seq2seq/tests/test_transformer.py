@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from train import token_losses
 
+from train import token_losses
 from transformer import (
     NEVER,
     Attentions,
