@@ -1,7 +1,6 @@
 """The state of a training run, written so that a crash at any moment leaves a whole file."""
 
 import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,16 +30,15 @@ class Progress:
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write state, made of tensors, numbers, strings, lists and dicts, and only then move it to its place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".saving-", dir=path.parent)
+    part = path.with_name(f"{path.name}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with part.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def load(path: Path, identity: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -104,8 +103,8 @@ def encode(
         if len(encoding) > limit:
             raise InputError(f"{place} has {len(encoding)} tokens, the model takes {limit}; shorten it")
         for (start, end), token in zip(encoding.offsets, encoding.ids, strict=True):
-            if token == unk:
-                unknown[prompt[start:end]] = place
+            if token == unk and (word := prompt[start:end].strip()):
+                unknown[word] = place
         rows.append(encoding.ids)
     if unknown:
         words = list(unknown)
@@ -218,13 +217,13 @@ def output_to(path: Path | None) -> Iterator[TextIO]:
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+    part = path.with_name(f".{path.name}.part")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+        with part.open("w", encoding="utf-8", newline="\n") as file:
             yield file
-        os.replace(name, path)
+        os.replace(part, path)
     finally:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The model directory: opened by Hugging Face, and theirs by us, with the same numbers; refused if damaged."""
+"""The model directory: ours opens with Hugging Face, theirs with us, to the same numbers; damage is refused."""
 
 import json
 import pickle

@@ -250,6 +250,13 @@ def test_a_text_without_a_token_is_refused(letters):
         Corpus(["", " "], letters, 24)
 
 
+def test_a_sentence_of_which_nothing_can_be_hidden_is_left_out(letters):
+    """A batch of such sentences would have no loss."""
+    assert len(Corpus(["[MASK] [PAD]", "a b", "[MASK]", "a [MASK]"], letters, 24)) == 2
+    with pytest.raises(InputError, match="nothing"):
+        Corpus(["[MASK]", "[PAD]"], letters, 24)
+
+
 def test_rows_are_the_windows_padded_to_the_longest(letters):
     corpus = Corpus([text_of(2), text_of(6), text_of(4)], letters, 24)
     rows = corpus.rows(np.array([2, 0]))

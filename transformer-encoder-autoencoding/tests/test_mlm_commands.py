@@ -119,7 +119,7 @@ def elsewhere(tmp_path_factory, folder, command, sizes, training):
 
 
 def test_the_folder_works_alone_elsewhere_and_writes_to_its_results(elsewhere):
-    place, copy, new, _ = elsewhere
+    _, _, new, _ = elsewhere
     expected = {f"results/{name}" for name in RUN_FILES} | {f"results/model/{name}" for name in MODEL_FILES}
     assert new == {f"copy/{name}" for name in [*expected, "results"]}
 
@@ -282,8 +282,8 @@ def test_sentences_that_were_taught_are_less_surprising_than_nonsense(loaded, tr
 
 def test_scores_do_not_depend_on_how_many_words_are_hidden_at_a_time(make_model, bpe):
     """A sentence of more tokens than are scored in one go."""
-    model = make_model(bpe.get_vocab_size(), max_length=100)
-    long = "my mother bakes sweet bread today near the river and my father paints the old door red again"
+    model = make_model(bpe.get_vocab_size(), max_length=150)
+    long = "my mother bakes sweet bread today near the river and my father paints the old door red " * 2
     ids = bpe.encode(long).ids
     assert len(ids) > 66
     result = score(long, model, bpe, CPU)
@@ -407,7 +407,7 @@ def test_a_map_is_that_of_the_layer_and_head_asked_for(script, trained, tmp_path
         flags = [*(["--layer", layer] if layer else []), *(["--head", head] if head else [])]
         flags += ["--model", trained / "model", "--output", tmp_path]
         assert script("visualize_attention", *flags, sentence)[0] == 0
-        chosen, words, title, path = drawn[-2]
+        chosen, words, title, _ = drawn[-2]
         torch.testing.assert_close(chosen, expected)
         assert words == ["[CLS]", "the", "cat", f"{MASK} → chases", "the", "small", "[UNK]", "[SEP]"]
         assert title.startswith(sentence) and ("layer 2" in title) == (layer == 2)

@@ -222,7 +222,7 @@ def test_of_models_that_are_equally_good_the_last_is_kept(new_run, monkeypatch, 
 def test_a_loss_that_is_not_finite_ends_the_run_with_a_remedy(new_run):
     run = new_run("--max-steps", 5)
     next(run.model.parameters()).data.fill_(math.nan)
-    with pytest.raises(InputError, match="no longer finite at step 0.*--learning-rate"):
+    with pytest.raises(InputError, match=r"no longer finite at step 0.*--learning-rate"):
         run.train(NEVER)
 
 
@@ -368,7 +368,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(new_run, tmp_
 
 
 def test_a_model_on_the_plateau_is_warned_about_and_one_beyond_it_is_not(script, tmp_path, training):
-    """Held-out sentences that repeat the training ones' patterns; one step leaves a model that knows nothing."""
+    """Held-out sentences repeat the training ones' patterns; one step leaves a model that knows nothing."""
     (tmp_path / "text.txt").write_text("\n".join(f"{line} again" for line in training), encoding="utf-8")
     (tmp_path / "held.txt").write_text("\n".join(training), encoding="utf-8")
     files = ["--corpus", tmp_path / "text.txt", "--held-out", tmp_path / "held.txt", "--output", tmp_path]
