@@ -339,7 +339,7 @@ def test_every_position_is_drawn_alike():
     st.integers(1, 6),
     st.integers(1, 14),
     st.floats(0.001, 0.999),
-    st.sampled_from([SPECIAL, SpecialIds(0, 20, 21, 22, 23), SpecialIds(39, 38, 2, 3, 17)]),
+    st.sampled_from([SPECIAL, SpecialIds(0, 20, 21, 22, 23), SpecialIds(17, 3, 2, 38, 20)]),
     st.integers(0, 2**31),
 )
 def test_corruption_keeps_its_promises(rows, words, mask_prob, special, seed):
@@ -377,7 +377,7 @@ def test_a_mask_or_padding_that_is_in_the_text_is_never_asked_for():
     assert labels.unique().tolist() == [IGNORE, 7]
 
 
-@pytest.mark.parametrize("special", [SPECIAL, SpecialIds(0, 10, 11, 12, 13), SpecialIds(29, 28, 27, 26, 25)])
+@pytest.mark.parametrize("special", [SPECIAL, SpecialIds(0, 10, 11, 12, 13), SpecialIds(17, 3, 2, 29, 8)])
 def test_replacements_are_spread_over_all_ordinary_tokens(special):
     ids = sentences_of(500, 102, 30, special)
     ids[:, 1:-1] = ids[0, 1]  # one word alone, so that every other is a replacement

@@ -96,7 +96,7 @@ TRAIN = [  # flags after --output out, what the line must say
     ("--corpus bad.txt", "bad.cloze.tsv, line 2"),
     ("--corpus good.txt --held-out bad.txt", "holds all"),
     ("--corpus latin.txt", "latin.cloze.tsv, line 2: byte 8"),
-    ("--corpus long.txt", "long.cloze.tsv"),
+    ("--corpus long.txt", "a cloze sentence has 203 tokens, the model takes 128"),
     ("--corpus good.txt --d-model 30 --n-heads 4", "--d-model 30 is not a multiple of --n-heads 4"),
     ("--corpus good.txt --d-model 0", "--d-model: needs a whole number from 1"),
     ("--corpus good.txt --d-model 1e3", "--d-model: needs a whole number"),

@@ -203,11 +203,11 @@ def test_init_goes_on_with_a_models_weights_and_words(script, tmp_path, trained,
 # ---- fill_mask.py
 
 
-def test_the_model_fills_what_it_was_taught(command, trained, training, tmp_path):
+def test_the_model_fills_what_it_was_taught(script, trained, training):
     hidden = [" ".join([*line.split()[:2], MASK, *line.split()[3:]]) for line in training]
-    done = command("fill_mask.py", "--model", trained / "model", "--json", *hidden, cwd=tmp_path)
-    assert done.returncode == 0 and done.stderr == ""
-    results = [json.loads(line) for line in done.stdout.splitlines()]
+    status, out, stderr = script("fill_mask", "--model", trained / "model", "--json", *hidden)
+    assert status == 0 and stderr == ""
+    results = [json.loads(line) for line in out.splitlines()]
     assert [result["input"] for result in results] == hidden
     right = [result["filled"] == line for result, line in zip(results, training, strict=True)]
     assert sum(right) >= 14, [result["filled"] for result in results]
@@ -301,14 +301,13 @@ def test_a_person_reads_sentence_perplexity_and_words(script, trained):
     assert [line.split()[-1] for line in lines[2:]] == lines[0].split()
 
 
-def test_an_unknown_word_is_shown_as_unknown(command, trained, tmp_path):
-    done = command(
-        "fill_mask.py", "--model", trained / "model", "the zebra [MASK] the zebra gnu", cwd=tmp_path
-    )
-    assert done.returncode == 0
-    assert done.stderr.count("\n") == 1 and "warning" in done.stderr and "[UNK]" in done.stderr
-    assert done.stderr.count("zebra") == 1 and "gnu" in done.stderr
-    assert done.stdout.startswith("the zebra ") and done.stdout.splitlines()[0].endswith(" the zebra gnu")
+def test_an_unknown_word_is_shown_as_unknown(script, trained):
+    sentence = "the zebra [MASK] the zebra gnu"
+    status, out, stderr = script("fill_mask", "--model", trained / "model", sentence)
+    assert status == 0
+    assert stderr.count("\n") == 1 and "warning" in stderr and "[UNK]" in stderr
+    assert stderr.count("zebra") == 1 and "gnu" in stderr
+    assert out.startswith("the zebra ") and out.splitlines()[0].endswith(" the zebra gnu")
 
 
 def test_at_a_prompt_a_mistake_is_shown_and_the_next_line_is_read(script, trained, monkeypatch):

@@ -160,13 +160,15 @@ def test_evaluation_hides_the_same_tokens_every_time_and_hides_some(new_run, mon
 
 
 @torch.no_grad()
-def test_evaluation_scores_the_hidden_positions_alone(new_run, monkeypatch):
-    run = new_run()
+def test_evaluation_scores_the_hidden_positions_alone_without_dropout(new_run, monkeypatch):
+    run = new_run("--dropout", 0.5)
+    run.model.train()
     calls = []
     corrupt = train_mlm.corrupt
     monkeypatch.setattr(train_mlm, "corrupt", lambda *args: calls.append(corrupt(*args)) or calls[-1])
     run.progress.nll_tokens = 1
     run.evaluate()
+    run.model.eval()
     scored = [(run.model(inputs)[labels != IGNORE], labels[labels != IGNORE]) for inputs, labels in calls]
     logits, labels = (torch.cat(parts) for parts in zip(*scored, strict=True))
     record = run.progress.curve[-1]
