@@ -24,8 +24,9 @@ WORD = r"\w+(?:[-'’]\w+)*"  # letters, marks and digits, hyphens and apostroph
 IGNORE = -100  # the label of a position that is not scored; PyTorch's cross-entropy skips it
 
 
-def decode_lines(stream: BinaryIO, name: str) -> Iterator[str]:
-    """The lines of a binary stream as text, stripped, blank ones skipped, a byte order mark dropped.
+def numbered_lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
+    """The lines of a binary stream as text, stripped, blank ones skipped, a byte order mark dropped, each
+    with its number, from 1.
 
     Raises InputError at a line that is not UTF-8 text, naming it.
     """
@@ -41,7 +42,12 @@ def decode_lines(stream: BinaryIO, name: str) -> Iterator[str]:
         if "\0" in line:
             raise InputError(f"{name}, line {number}: holds a NUL byte; a text file is needed")
         if line:
-            yield line
+            yield number, line
+
+
+def decode_lines(stream: BinaryIO, name: str) -> Iterator[str]:
+    """The lines of numbered_lines without their numbers."""
+    return (line for _, line in numbered_lines(stream, name))
 
 
 def read_lines(path: Path) -> list[str]:
@@ -151,6 +157,7 @@ class Corpus:
         windows of nearly equal length. Raises InputError where no sentence has a token."""
         special = SpecialIds.of(tokenizer)
         windows: list[np.ndarray] = []
+        never_hidden = [special.pad, special.cls, special.sep, special.mask]
         self.unknown = 0  # how many tokens are [UNK]
         chunks = range(0, len(sentences), 1000)
         for start in tqdm(chunks, desc="tokenizing", unit="k lines", leave=False, delay=1):
@@ -158,7 +165,8 @@ class Corpus:
                 ids = np.asarray(encoding.ids, dtype=np.int32)
                 self.unknown += int((ids == special.unk).sum())
                 for part in np.array_split(ids, -(-len(ids) // (max_length - 2))) if len(ids) else []:
-                    windows.append(np.concatenate([[special.cls], part, [special.sep]]))
+                    if not np.isin(part, never_hidden).all():  # there must be something to predict
+                        windows.append(np.concatenate([[special.cls], part, [special.sep]]))
         if not windows:
             raise InputError("the text holds nothing that is a token")
         self.special = special

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 
 from cli import InputError
-from corpus import CLS, IGNORE, SEP, WORD, Corpus, SpecialIds, read_lines
+from corpus import CLS, IGNORE, SEP, WORD, Corpus, SpecialIds, numbered_lines
 from encoder import MaskedLanguageModel
 
 
@@ -42,8 +42,10 @@ def read_clozes(text_file: Path) -> list[Cloze]:
     path = text_file.with_suffix(".cloze.tsv")
     if not path.is_file():
         return []
+    with path.open("rb") as stream:
+        lines = list(numbered_lines(stream, str(path)))
     clozes = []
-    for number, line in enumerate(read_lines(path)[1:], start=2):
+    for number, line in lines[1:]:
         columns = line.split("\t")
         if len(columns) != 3 or columns[1] not in re.findall(WORD, columns[0]):
             raise InputError(
@@ -51,6 +53,13 @@ def read_clozes(text_file: Path) -> list[Cloze]:
             )
         clozes.append(Cloze(*columns))
     return clozes
+
+
+def check_lengths(clozes: list[Cloze], tokenizer: Tokenizer, max_length: int) -> None:
+    """Raises InputError where a sentence is too long for a model that takes max_length tokens."""
+    width = max((len(tokenizer.encode(cloze.sentence)) for cloze in clozes), default=0)
+    if width > max_length:
+        raise InputError(f"a cloze sentence has {width} tokens, the model takes {max_length}")
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,7 @@ def ask(
 
     Raises InputError where a sentence is too long for the model.
     """
+    check_lengths(clozes, tokenizer, model.config.max_length)
     special = SpecialIds.of(tokenizer)
     device = next(model.parameters()).device
     model.eval()
@@ -77,10 +87,6 @@ def ask(
         chunk = clozes[start : start + batch_size]
         encodings = tokenizer.encode_batch([cloze.sentence for cloze in chunk])
         width = max(len(encoding) for encoding in encodings)
-        if width > model.config.max_length:
-            raise InputError(
-                f"a cloze sentence has {width} tokens, the model takes {model.config.max_length}"
-            )
         ids = torch.full((len(chunk), width), special.pad)
         labels = torch.full_like(ids, IGNORE)
         for row, (cloze, encoding) in enumerate(zip(chunk, encodings, strict=True)):

@@ -9,7 +9,6 @@ to standard output alone.
 """
 
 import argparse
-import itertools
 import json
 import math
 import sys
@@ -21,7 +20,7 @@ from tokenizers import Encoding, Tokenizer
 
 import pretrained
 from cli import InputError, Parser, pick_device, run, warn, whole
-from corpus import MASK, SpecialIds, decode_lines
+from corpus import MASK, SpecialIds, numbered_lines
 from encoder import MaskedLanguageModel
 
 HERE = Path(__file__).parent
@@ -42,6 +41,10 @@ def parse_args() -> argparse.Namespace:
 
 def encode(sentence: str, model: MaskedLanguageModel, tokenizer: Tokenizer) -> Encoding:
     """Raises InputError where the sentence is empty or too long for the model."""
+    try:
+        sentence.encode()
+    except UnicodeEncodeError:  # how Python holds bytes of the command line that are not UTF-8
+        raise InputError("the sentence is not UTF-8 text") from None
     encoding = tokenizer.encode(sentence)
     special = SpecialIds.of(tokenizer)
     if all(token in (special.cls, special.sep) for token in encoding.ids):
@@ -150,13 +153,12 @@ def main() -> None:
     device = pick_device(args.device)
     model, tokenizer = pretrained.load(args.model, device)
     interactive = not args.sentences and sys.stdin.isatty()
-    if args.sentences:
-        sentences = iter(args.sentences)
+    if args.sentences or interactive:
+        sentences = enumerate(args.sentences or typed(), start=1)
     else:
-        sentences = typed() if interactive else decode_lines(sys.stdin.buffer, "standard input")
-    for number in itertools.count(1):
-        if (sentence := next(sentences, None)) is None:
-            break
+        sentences = numbered_lines(sys.stdin.buffer, "standard input")
+    number = 0
+    for number, sentence in sentences:
         try:
             if args.score:
                 result = score(sentence, model, tokenizer, device)
@@ -172,7 +174,7 @@ def main() -> None:
             print(json.dumps(result, ensure_ascii=False))
         else:
             show(result)
-    if number == 1 and not interactive:
+    if number == 0 and not interactive:
         raise InputError("no sentence given; pass one as an argument or on standard input")
 
 

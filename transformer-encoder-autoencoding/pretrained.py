@@ -3,6 +3,7 @@ tokenizer.json, tokenizer_config.json. Nothing is unpickled, and no code from a 
 
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,8 @@ def to_bert(model: MaskedLanguageModel) -> dict[str, Tensor]:
             bert[name] = part.clone()
     if model.config.tied_embeddings:
         del bert["cls.predictions.decoder.weight"]
+    else:  # where nothing is tied, Hugging Face reads the bias under its second name
+        bert["cls.predictions.decoder.bias"] = bert["cls.predictions.bias"].clone()
     return bert
 
 
@@ -108,6 +111,8 @@ def from_bert(bert: dict[str, Tensor], config: EncoderConfig) -> dict[str, Tenso
         bert[stem + old[dot + suffix]] = bert.pop(name)
     if config.tied_embeddings and WORDS in bert:
         bert["cls.predictions.decoder.weight"] = bert[WORDS]
+    if not config.tied_embeddings and "cls.predictions.decoder.bias" in bert:  # the one that is used then
+        bert["cls.predictions.bias"] = bert["cls.predictions.decoder.bias"]
     table = names(config)
     known = {SEGMENTS, *(name for theirs in table.values() for name in theirs)}
     unknown = sorted(name for name in bert if name not in known and not name.startswith(UNUSED))
@@ -124,7 +129,7 @@ def from_bert(bert: dict[str, Tensor], config: EncoderConfig) -> dict[str, Tenso
     }
     positions, segments = weights.get("encoder.embeddings.position.weight"), bert.get(SEGMENTS)
     if positions is not None and segments is not None:
-        if segments.shape[1:] != positions.shape[1:]:
+        if segments.shape[1:] != positions.shape[1:] or not len(segments):
             raise InputError(f"{SEGMENTS} is {list(segments.shape)}, which does not fit config.json")
         weights["encoder.embeddings.position.weight"] = positions + segments[0]
     return weights
@@ -161,6 +166,7 @@ def save(directory: Path, model: MaskedLanguageModel, tokenizer: Tokenizer) -> N
             (folder / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         tokenizer.save(str(folder / "tokenizer.json"))
         save_file(to_bert(model), folder / "model.safetensors", metadata={"format": "pt"})
+        shutil.copymode(folder / "config.json", folder / "model.safetensors")  # else for its owner alone
         for file in sorted(folder.iterdir()):
             os.replace(file, directory / file.name)
 

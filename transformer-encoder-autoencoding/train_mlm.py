@@ -276,6 +276,7 @@ def main() -> None:
     recall_tests = [cloze for path in files for cloze in evaluation.read_clozes(path)]
     held_out_tests = evaluation.read_clozes(held_out_file) if held_out_file else []
     state, tokenizer = prepare(args, device, sentences, held_out)
+    evaluation.check_lengths(recall_tests + held_out_tests, tokenizer, state.model.config.max_length)
     n_parameters = sum(parameter.numel() for parameter in state.model.parameters())
     if args.resume:
         state.restore()

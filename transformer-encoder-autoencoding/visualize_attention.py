@@ -67,7 +67,7 @@ def choose(weights: Tensor, layer: int | None, head: int | None) -> tuple[Tensor
 def draw_map(weights: Tensor, words: list[str], title: str, path: Path) -> None:
     """One attention map (S, S): a row for every word that attends, a column for every word attended to."""
     highest = float(weights.max())
-    side = max(3.6, 1.8 + 0.42 * len(words))
+    side = max(3.6, min(40, 1.8 + 0.42 * len(words)))  # inches; at 150 dots each
     figure, axes = plt.subplots(figsize=(side + 1.2, side), layout="constrained")
     image = axes.imshow(weights.numpy(), cmap=COLOURS, vmin=0, vmax=highest)
     axes.set_xticks(range(len(words)), words, rotation=45, ha="right", rotation_mode="anchor")

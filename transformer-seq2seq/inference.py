@@ -95,6 +95,11 @@ def encode(
 
     Raises InputError, naming the place, where one is empty or too long for the model.
     """
+    for place, prompt in zip(places, prompts, strict=True):
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:  # how Python holds bytes of the command line that are not UTF-8
+            raise InputError(f"{place} is not UTF-8 text") from None
     unk, limit, unknown = tokenizer.token_to_id(UNK), model.config.max_length, {}
     rows = []
     for place, prompt, encoding in zip(places, prompts, tokenizer.encode_batch(prompts), strict=True):

@@ -4,6 +4,7 @@ no code from a directory is run."""
 
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,7 @@ def save(directory: Path, model: Transformer, tokenizer: Tokenizer | MarianToken
             (folder / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         tokenizer.save(folder if pieces else str(folder / "tokenizer.json"))
         save_file(to_marian(model), folder / "model.safetensors", metadata={"format": "pt"})
+        shutil.copymode(folder / "config.json", folder / "model.safetensors")  # else for its owner alone
         written = {file.name for file in folder.iterdir()}
         for name in sorted(written):
             os.replace(folder / name, directory / name)

@@ -77,7 +77,7 @@ def draw_map(weights: Tensor, rows: list[str], columns: list[str], title: str, p
     """One attention map (T, S): a row for every word being generated, a column for every word attended to.
     What may not be attended to is NaN and left white."""
     highest = float(weights.nan_to_num().max())
-    size = max(4.5, 2.8 + 0.42 * len(columns)), max(3.6, 1.8 + 0.36 * len(rows))
+    size = max(4.5, min(40, 2.8 + 0.42 * len(columns))), max(3.6, min(40, 1.8 + 0.36 * len(rows)))  # inches
     figure, axes = plt.subplots(figsize=size, layout="constrained")
     image = axes.imshow(weights.numpy(), cmap=COLOURS, vmin=0, vmax=highest)
     axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
