@@ -77,7 +77,7 @@ def draw_map(weights: Tensor, words: list[str], title: str, path: Path) -> None:
     if len(words) <= 16:
         for row, column in torch.ones_like(weights).nonzero().tolist():
             weight = float(weights[row, column])
-            shade = "black" if weight > 0.6 * highest else "white"
+            shade = "black" if weight > 0.5 * highest else "white"
             axes.text(column, row, f"{weight:.2f}", color=shade, ha="center", va="center", fontsize=7)
     figure.colorbar(image, label="attention weight (each row adds up to 1)", shrink=0.85)
     figure.savefig(path, dpi=150, bbox_inches="tight")

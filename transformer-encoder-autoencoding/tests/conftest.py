@@ -56,6 +56,10 @@ def pytest_collectstart(collector):
     sys.modules.update(MODULES)
 
 
+def pytest_runtest_setup(item):
+    sys.modules.update(MODULES)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     """Tiny products gain nothing from a second thread, and lose much where other programs compete for it."""
