@@ -156,7 +156,7 @@ def report(
     print(f"\n{'':44}{'Transformer':>12}{'neighbours':>12}")
     print(f"{'held-out text, hidden tokens, accuracy':44}{figures['held_out_accuracy']:12.1%}")
     print(f"{'held-out text, hidden tokens, loss':44}{figures['held_out_loss']:12.3f}")
-    baseline = NeighbourBaseline(sentences)
+    baseline = NeighbourBaseline(sentences if recall_tests or held_out_tests else [])
     if recall_tests:
         answers = ask(model, tokenizer, recall_tests)
         recall = sum(guess == cloze.key for guess, cloze in zip(answers.guesses, recall_tests, strict=True))

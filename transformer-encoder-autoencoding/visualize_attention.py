@@ -128,11 +128,10 @@ def main() -> None:
     special = SpecialIds.of(tokenizer)
     names = {special.cls: CLS, special.sep: SEP}
     words = [names.get(token) or to_word(tokenizer, token) for token in ids[0].tolist()]
-    title = args.sentence
     for position in (ids[0] == special.mask).nonzero().flatten().tolist():
         guess = to_word(tokenizer, int(model.head(states[0, position]).argmax()))
         words[position] = f"{MASK} → {guess}"
-    title = title if len(title) <= 70 else title[:69] + "…"
+    title = args.sentence if len(args.sentence) <= 70 else args.sentence[:69] + "…"
 
     chosen, name = choose(weights, args.layer, args.head)
     args.output.mkdir(parents=True, exist_ok=True)

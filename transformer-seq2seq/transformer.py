@@ -193,6 +193,15 @@ class Cache:
     target: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     length: int = 0
 
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add a layer's keys and values of T new target tokens, (B, H, T, K) each -> those of all P + T."""
+        if layer == len(self.target):
+            self.target.append((k, v))
+        else:
+            past_k, past_v = self.target[layer]
+            self.target[layer] = torch.cat([past_k, k], dim=2), torch.cat([past_v, v], dim=2)
+        return self.target[layer]
+
     def select(self, rows: Tensor) -> None:
         """Keep these rows of the batch, in this order: rows (any number of them), int64."""
         self.source_mask = self.source_mask[rows]
@@ -284,12 +293,7 @@ class Transformer(nn.Module):
         mask = causal_mask(past + target.size(1), target.device)[:, :, past:]  # (1, 1, T, P + T)
         x = self.embeddings(target, start=past)
         for i, layer in enumerate(self.decoder):
-            keys_values = layer.self_attention.keys_values(x)
-            if past:
-                keys_values = tuple(
-                    torch.cat(pair, dim=2) for pair in zip(cache.target[i], keys_values, strict=True)
-                )
-            cache.target[i:] = [keys_values, *cache.target[i + 1 :]]
+            keys_values = cache.extend(i, *layer.self_attention.keys_values(x))
             x, self_weights, cross_weights = layer(
                 x, keys_values, mask, cache.source[i], cache.source_mask, attentions is not None
             )
