@@ -30,16 +30,18 @@ from checkpoint import Progress
 from cli import InputError, Interrupt, Parser, pick_device, real, run, warn, whole
 from corpus import IGNORE, PAD, Corpus, corrupt, train_tokenizer, training_and_held_out
 from encoder import EncoderConfig, MaskedLanguageModel
+from fast import best_precision, fast_training
 
 HERE = Path(__file__).parent
 DEFAULT_EPOCHS = 180
 VOCAB_SIZE = {"word": 30_000, "bpe": 8_000}
+SMALL_BATCH, LARGE_BATCH = 1024, 4096
 SAVE_SECONDS = 60  # a checkpoint is written at least so often
 OF_INIT = "tokenizer", "vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "dropout"  # not with --init
 FIXED = "seed", "batch_tokens", "learning_rate", "warmup_steps", "mask_prob"  # when a run is resumed
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(flags: list[str] | None = None) -> argparse.Namespace:
     size = {f.name: f.default for f in fields(EncoderConfig)}
     parser = Parser(__doc__)
     add = parser.add_argument
@@ -70,15 +72,20 @@ def parse_args() -> argparse.Namespace:
     )
     add("--max-steps", type=whole(1), help="stop after so many updates")
     add("--max-minutes", type=real(0.001), help="stop after so many minutes")
-    add("--batch-tokens", type=whole(4), default=1024, help="a batch's tokens, with padding")
+    add(
+        "--batch-tokens",
+        type=whole(4),
+        help=f"a batch's tokens, with padding (default: {SMALL_BATCH:,}, or {LARGE_BATCH:,} for a corpus of "
+        f"more than {100 * LARGE_BATCH:,})",
+    )
     add("--learning-rate", type=real(1e-9, 10), default=3e-3, help="the highest learning rate")
     add("--warmup-steps", type=whole(0), default=100, help="updates until it is reached")
     add("--mask-prob", type=real(0.001, 0.999), default=0.15, help="share of the tokens to predict")
-    add("--precision", choices=["fp32", "bf16"], default="fp32", help="of the matrix products")
+    add("--precision", choices=["fp32", "bf16"], help="of the matrix products (default: fastest)")
     add("--seed", type=whole(0), default=0, help="of weights, order, masks and dropout")
     add("--resume", action="store_true", help="go on from the checkpoint in --output")
     add("--output", type=Path, default=HERE / "results", metavar="DIR", help="where to write")
-    args = parser.parse_args()
+    args = parser.parse_args(flags)
     if args.d_model % args.n_heads:
         parser.error(f"--d-model {args.d_model} is not a multiple of --n-heads {args.n_heads}")
     if args.init and (
@@ -130,7 +137,7 @@ class Run:
         hidden = labels != IGNORE
 
         self.model.train()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=args.precision == "bf16"):
+        with fast_training(self.device, args.precision):
             logits = self.model(inputs, hidden)  # (N, V)
         loss = F.cross_entropy(logits.float(), labels[hidden])
         if not torch.isfinite(loss):
@@ -155,7 +162,7 @@ class Run:
         self.model.eval()
         generator = torch.Generator().manual_seed(self.args.seed)
         nll, right, count = 0.0, 0, 0
-        for rows in self.held_out.plan(4 * self.args.batch_tokens, np.random.default_rng(self.args.seed)):
+        for rows in self.held_out.plan(self.args.batch_tokens, np.random.default_rng(self.args.seed)):
             inputs, labels = self.corrupt(self.held_out.rows(rows), generator)
             hidden = labels != IGNORE
             logits, targets = self.model(inputs, hidden), labels[hidden]
@@ -261,6 +268,9 @@ def prepare(args: argparse.Namespace, device: torch.device, sentences: list[str]
     model, tokenizer = begin(args, device, sentences)
     max_length = min(args.max_length, model.config.max_length)
     corpus, held_out_corpus = (Corpus(texts, tokenizer, max_length) for texts in (sentences, held_out))
+    args.precision = args.precision or best_precision(device)
+    large = corpus.tokens > 100 * LARGE_BATCH  # an epoch of large batches has 100 updates then
+    args.batch_tokens = args.batch_tokens or (LARGE_BATCH if large else SMALL_BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     digest = hashlib.sha256(corpus.ids.tobytes()).hexdigest()[:16]
     identity = {"corpus": digest, **asdict(model.config), **{name: getattr(args, name) for name in FIXED}}

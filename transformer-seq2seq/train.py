@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -28,18 +29,20 @@ import evaluation
 import pretrained
 from checkpoint import Progress
 from cli import InputError, Interrupt, Parser, pick_device, real, run, warn, whole
+from fast import best_precision, fast_training, token_losses
 from pairs import IGNORE, PAD, Batch, Pair, PairCorpus, train_tokenizer, training_and_held_out
 from transformer import Transformer, TransformerConfig
 
 HERE = Path(__file__).parent
 DEFAULT_EPOCHS = 60
 VOCAB_SIZE = {"word": 30_000, "bpe": 8_000}
+SMALL_BATCH, LARGE_BATCH = 1024, 4096
 SAVE_SECONDS = 60  # a checkpoint is written at least so often
 OF_INIT = "tokenizer", "vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "dropout"  # not with --init
 FIXED = "seed", "batch_tokens", "learning_rate", "warmup_steps", "label_smoothing"  # when a run is resumed
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(flags: list[str] | None = None) -> argparse.Namespace:
     size = {f.name: f.default for f in fields(TransformerConfig)}
     parser = Parser(__doc__)
     add = parser.add_argument
@@ -63,15 +66,20 @@ def parse_args() -> argparse.Namespace:
     )
     add("--max-steps", type=whole(1), help="stop after so many updates")
     add("--max-minutes", type=real(0.001), help="stop after so many minutes")
-    add("--batch-tokens", type=whole(2), default=1024, help="a batch's tokens on either side, with padding")
+    add(
+        "--batch-tokens",
+        type=whole(2),
+        help=f"a batch's tokens on a side, with padding (default: {SMALL_BATCH:,}, or {LARGE_BATCH:,} for "
+        f"pairs with more than {100 * LARGE_BATCH:,} target tokens)",
+    )
     add("--learning-rate", type=real(1e-9, 10), default=2e-3, help="the highest learning rate")
     add("--warmup-steps", type=whole(0), default=100, help="updates until it is reached")
     add("--label-smoothing", type=real(0, 0.99), default=0.1, help="probability spread over all tokens")
-    add("--precision", choices=["fp32", "bf16"], default="fp32", help="of the matrix products")
+    add("--precision", choices=["fp32", "bf16"], help="of the matrix products (default: fastest)")
     add("--seed", type=whole(0), default=0, help="of weights, order and dropout")
     add("--resume", action="store_true", help="go on from the checkpoint in --output")
     add("--output", type=Path, default=HERE, metavar="DIR", help="where to write")
-    args = parser.parse_args()
+    args = parser.parse_args(flags)
     if args.d_model % args.n_heads:
         parser.error(f"--d-model {args.d_model} is not a multiple of --n-heads {args.n_heads}")
     if args.init and (
@@ -90,22 +98,6 @@ def parse_args() -> argparse.Namespace:
 def learning_rate(step: int, done: float, peak: float, warmup_steps: int) -> float:
     """Linear warm-up, then half a cosine down to zero; done goes from 0 to 1 as the budget is used up."""
     return peak * min(1.0, (step + 1) / max(1, warmup_steps)) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-def token_losses(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """Cross-entropy with label smoothing (Szegedy et al. 2016, section 7), summed over the scored tokens.
-
-        loss = (1 - e) (-log p(y)) + e mean_v(-log p(v))
-
-    logits (B, T, V), of which the last column, the padding token's, is left out; labels (B, T)
-    -> that sum, and the sum of -log p(y) alone (nats).
-    """
-    log_probs = logits[..., :-1].float().log_softmax(dim=-1)
-    scored = labels != IGNORE
-    nll = -log_probs.gather(-1, labels.clamp(min=0)[..., None])[..., 0][scored].sum()
-    if not smoothing:
-        return nll, nll
-    return (1 - smoothing) * nll - smoothing * log_probs.mean(dim=-1)[scored].sum(), nll
 
 
 @dataclass
@@ -129,25 +121,27 @@ class Run:
         torch.manual_seed(int(np.random.SeedSequence([args.seed, progress.step]).generate_state(1)[0]))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(progress.step, done, args.learning_rate, args.warmup_steps)
-        n_tokens = int((batch.labels != IGNORE).sum())
+        scored = batch.labels != IGNORE
+        labels = batch.labels[scored]  # (N)
 
         self.model.train()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=args.precision == "bf16"):
-            logits = self.model(batch.source, batch.target)  # (B, T, V)
-        loss, nll = token_losses(logits, batch.labels, args.label_smoothing)
+        with fast_training(self.device, args.precision):
+            states = self.model.states(batch.source, batch.target)[scored]  # (N, D)
+        weight, bias = self.model.embeddings.token.weight, self.model.output_bias
+        loss, nll = token_losses(states, weight, bias, labels, args.label_smoothing, args.precision)
         if not torch.isfinite(loss):
             raise InputError(
                 f"the loss is no longer finite at step {progress.step}; try a lower --learning-rate"
             )
         self.optimizer.zero_grad()
-        (loss / n_tokens).backward()
+        (loss / len(labels)).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
 
         progress.step += 1
-        progress.tokens += n_tokens
+        progress.tokens += len(labels)
         progress.nll += nll.item()
-        progress.nll_tokens += n_tokens
+        progress.nll_tokens += len(labels)
 
     @torch.no_grad()
     def evaluate(self) -> None:
@@ -155,12 +149,14 @@ class Run:
         better by more than a standard error: of equally good models the last, the longest trained."""
         self.model.eval()
         nll, right, count = 0.0, 0, 0
-        for rows in self.held_out.plan(4 * self.args.batch_tokens, np.random.default_rng(0)):
+        for rows in self.held_out.plan(self.args.batch_tokens, np.random.default_rng(0)):
             batch = self.held_out.batch(rows).to(self.device)
-            logits = self.model(batch.source, batch.target)
-            nll += token_losses(logits, batch.labels, smoothing=0.0)[1].item()
-            right += int((logits.argmax(dim=-1) == batch.labels).sum())
-            count += int((batch.labels != IGNORE).sum())
+            scored = batch.labels != IGNORE
+            labels = batch.labels[scored]
+            logits = self.model.project(self.model.states(batch.source, batch.target)[scored])  # (N, V)
+            nll += F.cross_entropy(logits, labels, reduction="sum").item()
+            right += int((logits.argmax(dim=-1) == labels).sum())
+            count += len(labels)
         progress, accuracy = self.progress, right / count
         progress.curve.append(
             {
@@ -275,6 +271,9 @@ def prepare(args: argparse.Namespace, device: torch.device, pairs: list[Pair], h
             f"left out {corpus.too_long} training and {held_out_corpus.too_long} held-out pairs of more than "
             f"{max_length} tokens on a side; raise --max-length to keep them"
         )
+    args.precision = args.precision or best_precision(device)
+    large = len(corpus.target.ids) > 100 * LARGE_BATCH  # an epoch of large batches has 100 updates then
+    args.batch_tokens = args.batch_tokens or (LARGE_BATCH if large else SMALL_BATCH)
     optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98), eps=1e-9, fused=True)
     digest = hashlib.sha256(corpus.source.ids.tobytes() + corpus.target.ids.tobytes()).hexdigest()[:16]
     fixed = {name: getattr(args, name) for name in FIXED}

@@ -289,6 +289,10 @@ class Transformer(nn.Module):
         what comes before it -> logits (B, T, V). The cache gains the T tokens. Attention weights of the
         decoder are appended to `attentions`, if given.
         """
+        return self.project(self.decoder_states(target, cache, attentions))
+
+    def decoder_states(self, target: Tensor, cache: Cache, attentions: Attentions | None = None) -> Tensor:
+        """What decode makes its logits of: the last layer's output (B, T, D)."""
         past = cache.length
         mask = causal_mask(past + target.size(1), target.device)[:, :, past:]  # (1, 1, T, P + T)
         x = self.embeddings(target, start=past)
@@ -301,15 +305,24 @@ class Transformer(nn.Module):
                 attentions.decoder.append(self_weights)
                 attentions.cross.append(cross_weights)
         cache.length = past + target.size(1)
-        return F.linear(x, self.embeddings.token.weight, self.output_bias)
+        return x
+
+    def project(self, states: Tensor) -> Tensor:
+        """states (..., D) -> logits (..., V)."""
+        return F.linear(states, self.embeddings.token.weight, self.output_bias)
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """Teacher forcing: all target positions at once, each seeing the reference's words before it.
 
         source (B, S) and target (B, T), the latter beginning with the start token -> logits (B, T, V).
         """
+        return self.project(self.states(source, target))
+
+    def states(self, source: Tensor, target: Tensor) -> Tensor:
+        """What forward makes its logits of (B, T, D). Training goes on from here: B * T * V logits are by far
+        the largest tensor of a small model, and its loss can be had without ever holding them all."""
         memory, _ = self.encode(source)
-        return self.decode(target, self.cache(source, memory))
+        return self.decoder_states(target, self.cache(source, memory))
 
 
 def initialise(module: nn.Module) -> None:

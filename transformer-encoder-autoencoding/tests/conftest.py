@@ -15,8 +15,7 @@ FOLDER = Path(__file__).parent.parent
 sys.path.insert(0, str(FOLDER))
 for file in FOLDER.glob("*.py"):  # another folder's tests may have imported modules of the same names
     sys.modules.pop(file.stem, None)
-USED = "cli encoder corpus evaluation pretrained checkpoint train_mlm fill_mask visualize_attention"
-MODULES = {name: importlib.import_module(name) for name in USED.split()}
+MODULES = {file.stem: importlib.import_module(file.stem) for file in FOLDER.glob("*.py")}
 
 TRAINING = """\
 the cat chases the small mouse

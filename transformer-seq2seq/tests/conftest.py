@@ -15,8 +15,7 @@ FOLDER = Path(__file__).parent.parent
 sys.path.insert(0, str(FOLDER))
 for file in FOLDER.glob("*.py"):  # another folder's tests may have imported modules of the same names
     sys.modules.pop(file.stem, None)
-USED = "cli transformer pairs decoding pretrained checkpoint evaluation train inference visualize_attention"
-MODULES = {name: importlib.import_module(name) for name in USED.split()}
+MODULES = {file.stem: importlib.import_module(file.stem) for file in FOLDER.glob("*.py")}
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # more do not help models this small
 

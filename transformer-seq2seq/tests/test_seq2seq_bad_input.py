@@ -245,7 +245,7 @@ def test_the_model_that_was_there_survives_a_run_whose_loss_is_no_number(
 ):
     shutil.copytree(trained, tmp_path / "out")
     before = contents(tmp_path)
-    monkeypatch.setattr("train.token_losses", lambda logits, *_, **__: (logits.sum() * torch.nan,) * 2)
+    monkeypatch.setattr("train.token_losses", lambda states, *_: (states.sum() * torch.nan,) * 2)
     flags = ["--max-steps", 2, "--pairs", furnished / "good.tsv", "--output", tmp_path / "out"]
     status, _, err = script("train", *flags)
     assert status == 2 and "no longer finite" in err.splitlines()[-1]

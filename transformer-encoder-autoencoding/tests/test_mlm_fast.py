@@ -1,0 +1,98 @@
+"""What makes training fast changes nothing but the speed."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import fast
+from encoder import EncoderConfig, MaskedLanguageModel
+from fast import CpuFunctions, best_precision, byte_dropout, fast_training
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("p", [0.1, 0.2, 0.5, 0.9])
+def test_dropout_drops_every_position_alike_and_keeps_the_mean(p):
+    torch.manual_seed(0)
+    x = torch.ones(4096, 64, requires_grad=True)
+    y = byte_dropout(x, p)
+    rate = round(256 * p) / 256
+    kept = y[y != 0]
+    torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - rate)))
+    deviation = (rate * (1 - rate) / 4096) ** 0.5
+    dropped = (y == 0).float().mean(dim=0)  # of each of the eight bytes that one draw gives, eight times over
+    assert ((dropped - rate).abs() < 5 * deviation).all()
+    assert dropped.mean().item() == pytest.approx(rate, abs=5 * deviation / 8)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())  # what was dropped gets no gradient, what was kept the same scale
+
+
+def test_dropout_rests_and_repeats_as_pytorchs_does():
+    x = torch.randn(3, 5)
+    assert byte_dropout(x, 0.5, training=False) is x and byte_dropout(x, 0.0) is x
+    assert byte_dropout(x.bfloat16(), 0.5).dtype == torch.bfloat16
+    torch.manual_seed(1)
+    first, second = byte_dropout(x, 0.5), byte_dropout(x, 0.5)
+    torch.manual_seed(1)
+    assert torch.equal(byte_dropout(x, 0.5), first) and not torch.equal(first, second)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return MaskedLanguageModel(EncoderConfig(50, d_model=16, n_heads=2, d_ff=32, dropout=0.0)).train()
+
+
+IDS = torch.tensor([[2, 14, 15, 3], [2, 17, 3, 0]])
+
+
+@pytest.mark.parametrize("precision, tolerance", [("fp32", 1e-6), ("bf16", 0.05)])
+def test_a_model_computes_the_same(model, precision, tolerance):
+    plain = model(IDS)
+    with fast_training(CPU, precision):
+        logits = model(IDS)
+    torch.testing.assert_close(logits.float(), plain, rtol=tolerance, atol=tolerance)
+    assert (precision == "bf16") == (not torch.allclose(logits.float(), plain, rtol=1e-6, atol=1e-6))
+    gradients = [
+        torch.autograd.grad(out.float().square().sum(), list(model.parameters())) for out in (plain, logits)
+    ]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2 * tolerance, atol=20 * tolerance)
+
+
+def test_the_models_own_dropout_and_attention_are_replaced_within_and_only_there(model, monkeypatch):
+    calls = []
+    for function, replacement in list(CpuFunctions.faster.items()):
+        watched = lambda *args, f=replacement, **kwargs: calls.append(f) or f(*args, **kwargs)  # noqa: E731
+        monkeypatch.setitem(CpuFunctions.faster, function, watched)
+    with fast_training(CPU, "bf16"):
+        model(IDS)
+    assert set(calls) == {fast.byte_dropout, fast.fp32_attention}
+    calls.clear()
+    model(IDS)
+    assert not calls
+
+
+def test_attention_stays_in_fp32_under_bf16():
+    q = torch.randn(1, 2, 5, 8)
+    with fast_training(CPU, "bf16"):
+        out = F.scaled_dot_product_attention(q.bfloat16(), q.bfloat16(), q.bfloat16())
+    assert out.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "has, precision", [({"avx512_bf16": True}, "bf16"), ({"avx2": True}, "fp32"), ({}, "fp32")]
+)
+def test_precision_follows_the_processor(monkeypatch, has, precision):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    assert best_precision(CPU) == precision
+    assert best_precision(torch.device("mps")) == "fp32"
+
+
+def test_the_draws_are_of_whole_bytes():
+    """An int64 drawn without bounds has no sign bit, and its highest byte would be below 128."""
+    torch.manual_seed(0)
+    x = torch.ones(8 * 4096)
+    dropped = (byte_dropout(x, 0.5) == 0).view(-1, 8).float().mean(dim=0)
+    np.testing.assert_allclose(dropped, 0.5, atol=0.04)

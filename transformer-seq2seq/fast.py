@@ -1,0 +1,92 @@
+"""What makes training fast on a CPU, kept out of the model file: the model computes the same function, and
+benchmark.py shows what each part gives.
+
+- Matrix products in bfloat16, where the processor has instructions for them; weights, sums, norms, softmax
+  and attention stay in fp32 (the backward pass of PyTorch's CPU attention is slow in bfloat16).
+- Dropout drawn from whole random bytes, eight from every call of the generator.
+- The loss a few hundred positions at a time, so that the logits of a batch are never in memory at once.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+CHUNK = 512  # positions whose logits are held at once
+
+
+def best_precision(device: torch.device) -> str:
+    """Of the matrix products: "bf16" where the device has instructions for them, else "fp32"."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.type == "cpu":
+        has = torch.cpu.get_capabilities()
+        return "bf16" if has.get("avx512_bf16") or has.get("amx_bf16") else "fp32"
+    return "fp32"
+
+
+def byte_dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """F.dropout at the rate nearest to p that is a multiple of 1/256; the expectation is x exactly."""
+    dropped = round(256 * p)
+    if not training or not dropped:
+        return x
+    draws = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)  # all 64 bits
+    bytes_ = draws.view(torch.uint8)[: x.numel()].view(x.shape)
+    return x * ((bytes_ >= dropped) * x.new_tensor(256 / (256 - dropped)))
+
+
+def fp32_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+    """F.scaled_dot_product_attention in fp32, whatever the precision of its arguments."""
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=attn_mask)
+
+
+class CpuFunctions(TorchFunctionMode):
+    """While it is entered, calls of two of PyTorch's functions, wherever they stand, go to those above."""
+
+    faster = {F.dropout: byte_dropout, F.scaled_dot_product_attention: fp32_attention}  # noqa: RUF012
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return self.faster.get(function, function)(*args, **(kwargs or {}))
+
+
+@contextmanager
+def fast_training(device: torch.device, precision: str) -> Iterator[None]:
+    """Within it a model runs forward as training does: in that precision, on a CPU with CpuFunctions."""
+    functions = CpuFunctions() if device.type == "cpu" else nullcontext()
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"), functions:
+        yield
+
+
+def token_losses(
+    states: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, smoothing: float, precision: str
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy with label smoothing (Szegedy et al. 2016, section 7), summed over N scored tokens.
+
+        z = states weight^T + bias,  -log p(y) = log sum_v exp(z_v) - z_y
+        loss = (1 - e) (-log p(y)) + e mean_v(-log p(v)) = -log p(y) + e (z_y - mean_v z_v)
+
+    The second form needs all logits z for -log p(y) alone, and PyTorch computes that with its gradients
+    chunk by chunk. states (N, D), weight (V, D), bias (V), whose last row is the padding token's and is left
+    out; labels (N) -> that sum, and the sum of -log p(y) alone (nats; in bf16 to three digits).
+    """
+    weight, bias = weight[:-1], bias[:-1]
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    nll = F.linear_cross_entropy(
+        states.to(dtype),
+        weight.to(dtype),
+        labels,
+        linear_bias=bias.to(dtype),
+        reduction="sum",
+        options=torch.nn.LinearCrossEntropyOptions(
+            batch_chunk_size=CHUNK, chunking_method=None, acc_policy="compact"
+        ),
+    ).float()
+    if not smoothing:
+        return nll, nll
+    states = states.float()
+    spread = (states * (F.embedding(labels, weight) - weight.mean(dim=0))).sum()
+    return nll + smoothing * (spread + (bias[labels] - bias.mean()).sum()), nll

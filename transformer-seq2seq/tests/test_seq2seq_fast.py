@@ -1,0 +1,134 @@
+"""What makes training fast changes nothing but the speed."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import fast
+from fast import CHUNK, CpuFunctions, best_precision, byte_dropout, fast_training, token_losses
+from transformer import Transformer, TransformerConfig
+
+CPU = torch.device("cpu")
+
+
+def scored_tokens(n, d_model=16, vocab_size=40):
+    """states, weight, bias (all with gradients) and labels, of which none is the padding token."""
+    torch.manual_seed(0)
+    tensors = torch.randn(n, d_model), torch.randn(vocab_size, d_model), torch.randn(vocab_size)
+    return *(tensor.requires_grad_() for tensor in tensors), torch.randint(vocab_size - 1, (n,))
+
+
+@pytest.mark.parametrize("n", [1, 7, CHUNK, 2 * CHUNK + 3])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_loss_and_gradients_are_pytorchs_without_the_pad_column(n, smoothing):
+    *parameters, labels = scored_tokens(n)
+    states, weight, bias = parameters
+    logits = F.linear(states, weight, bias)[:, :-1]
+    expected = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
+    loss, nll = token_losses(states, weight, bias, labels, smoothing, "fp32")
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(nll, F.cross_entropy(logits, labels, reduction="sum"))
+    gradients = [torch.autograd.grad(value, parameters) for value in (loss, expected)]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert (gradients[0][1][-1] == 0).all() and gradients[0][2][-1] == 0  # the padding token's
+
+
+def test_bf16_loss_is_the_same_to_its_precision():
+    *parameters, labels = scored_tokens(700)
+    values = [token_losses(*parameters, labels, 0.1, precision) for precision in ("fp32", "bf16")]
+    for exact, rounded in zip(*values, strict=True):
+        assert exact.item() != rounded.item() == pytest.approx(exact.item(), rel=0.01)
+    exact, rounded = (torch.autograd.grad(loss, parameters) for loss, _ in values)
+    for a, b in zip(exact, rounded, strict=True):
+        assert b.dtype == torch.float32
+        assert (a - b).norm() < 0.02 * a.norm()
+
+
+@pytest.mark.parametrize("p", [0.1, 0.2, 0.5, 0.9])
+def test_dropout_drops_every_position_alike_and_keeps_the_mean(p):
+    torch.manual_seed(0)
+    x = torch.ones(4096, 64, requires_grad=True)
+    y = byte_dropout(x, p)
+    rate = round(256 * p) / 256
+    kept = y[y != 0]
+    torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - rate)))
+    deviation = (rate * (1 - rate) / 4096) ** 0.5
+    dropped = (y == 0).float().mean(dim=0)  # of each of the eight bytes that one draw gives, eight times over
+    assert ((dropped - rate).abs() < 5 * deviation).all()
+    assert dropped.mean().item() == pytest.approx(rate, abs=5 * deviation / 8)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())  # what was dropped gets no gradient, what was kept the same scale
+
+
+def test_dropout_rests_and_repeats_as_pytorchs_does():
+    x = torch.randn(3, 5)
+    assert byte_dropout(x, 0.5, training=False) is x and byte_dropout(x, 0.0) is x
+    assert byte_dropout(x.bfloat16(), 0.5).dtype == torch.bfloat16
+    torch.manual_seed(1)
+    first, second = byte_dropout(x, 0.5), byte_dropout(x, 0.5)
+    torch.manual_seed(1)
+    assert torch.equal(byte_dropout(x, 0.5), first) and not torch.equal(first, second)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Transformer(TransformerConfig(50, 49, d_model=16, n_heads=2, d_ff=32, dropout=0.0)).train()
+
+
+SOURCE = torch.tensor([[3, 4, 5, 0], [6, 7, 0, 49]])
+TARGET = torch.tensor([[49, 8, 9], [49, 10, 11]])
+
+
+@pytest.mark.parametrize("precision, tolerance", [("fp32", 1e-6), ("bf16", 0.05)])
+def test_a_model_computes_the_same(model, precision, tolerance):
+    plain = model.states(SOURCE, TARGET)
+    with fast_training(CPU, precision):
+        states = model.states(SOURCE, TARGET)
+    torch.testing.assert_close(states.float(), plain, rtol=tolerance, atol=tolerance)
+    assert (precision == "bf16") == (not torch.allclose(states.float(), plain, rtol=1e-6, atol=1e-6))
+    gradients = [
+        torch.autograd.grad(out.float().square().sum(), list(model.parameters())[:-1], allow_unused=True)
+        for out in (plain, states)
+    ]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2 * tolerance, atol=20 * tolerance)
+
+
+def test_the_models_own_dropout_and_attention_are_replaced_within_and_only_there(model, monkeypatch):
+    calls = []
+    for function, replacement in list(CpuFunctions.faster.items()):
+        watched = lambda *args, f=replacement, **kwargs: calls.append(f) or f(*args, **kwargs)  # noqa: E731
+        monkeypatch.setitem(CpuFunctions.faster, function, watched)
+    with fast_training(CPU, "bf16"):
+        model.states(SOURCE, TARGET)
+    assert set(calls) == {fast.byte_dropout, fast.fp32_attention}
+    calls.clear()
+    model.states(SOURCE, TARGET)
+    assert not calls
+
+
+def test_attention_stays_in_fp32_under_bf16():
+    q = torch.randn(1, 2, 5, 8)
+    with fast_training(CPU, "bf16"):
+        out = F.scaled_dot_product_attention(q.bfloat16(), q.bfloat16(), q.bfloat16())
+    assert out.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "has, precision", [({"avx512_bf16": True}, "bf16"), ({"avx2": True}, "fp32"), ({}, "fp32")]
+)
+def test_precision_follows_the_processor(monkeypatch, has, precision):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    assert best_precision(CPU) == precision
+    assert best_precision(torch.device("mps")) == "fp32"
+
+
+def test_the_draws_are_of_whole_bytes():
+    """An int64 drawn without bounds has no sign bit, and its highest byte would be below 128."""
+    torch.manual_seed(0)
+    x = torch.ones(8 * 4096)
+    dropped = (byte_dropout(x, 0.5) == 0).view(-1, 8).float().mean(dim=0)
+    np.testing.assert_allclose(dropped, 0.5, atol=0.04)
