@@ -1,23 +1,25 @@
-"""How fast training is, side by side with Hugging Face's MarianMT of the same shape, weights and text.
+"""How fast training is, side by side with Hugging Face's MarianMT of the same shape and text.
 
     python3 benchmark.py                                      the bundled pairs and the default model
     python3 benchmark.py --pairs my.tsv --tokenizer bpe --n-layers 4 --dropout 0.3
 
-All flags but --rounds are those of train.py. The contestants take turns, so that what else the machine does
-hits all alike, and the table gives medians; memory is the peak of a process that trains nothing else. It
-needs requirements-dev.txt.
+All flags but --rounds are those of train.py. The contestants take turns, so that what else the machine
+does hits all alike, and the table gives medians; memory is the peak of a process that trains nothing else.
+It needs requirements-dev.txt.
 """
 
-import multiprocessing
+import math
 import re
 import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -32,7 +34,12 @@ from cli import InputError, Parser, pick_device, run, whole
 from pairs import IGNORE, training_and_held_out
 
 HERE = Path(__file__).parent
-Contestant = Iterator[int]  # every next() makes one update and gives its number of target tokens
+PRODUCTS = "matrix products of ours, fp32"
+
+
+class Contestant(Protocol):
+    def step(self, done: float) -> int:
+        """One update, with a share `done` of the budget used up -> its number of target tokens."""
 
 
 def begin(args: Namespace):
@@ -46,91 +53,121 @@ def begin(args: Namespace):
     return train.prepare(args, pick_device(args.device), pairs, held_out)
 
 
-def batches(state: train.Run) -> Iterator[np.ndarray]:
-    """Epoch after epoch of the batches that training takes."""
-    epoch = 0
-    while True:
-        yield from state.plan(epoch)
-        epoch += 1
-
-
-def ours(args: Namespace, compiled: bool = False) -> Contestant:
+class Ours:
     """train.py's own steps."""
-    state, _ = begin(args)
-    if compiled:
-        state.model.states = torch.compile(state.model.states, dynamic=True)
-    for indices in batches(state):
-        batch = state.corpus.batch(indices).to(state.device)
-        state.update(batch, 0.5)
-        yield int((batch.labels != IGNORE).sum())
+
+    def __init__(self, args: Namespace, compiled: bool = False):
+        self.state, _ = begin(args)
+        self.batches = self.draw()
+        if compiled:
+            self.state.model.states = torch.compile(self.state.model.states, dynamic=True)
+
+    def draw(self) -> Iterator[np.ndarray]:
+        """Epoch after epoch of batches, as indices of pairs."""
+        epoch = 0
+        while True:
+            yield from self.state.plan(epoch)
+            epoch += 1
+
+    def step(self, done: float) -> int:
+        indices = next(self.batches)
+        self.state.update(self.state.corpus.batch(indices).to(self.state.device), done)
+        return int(self.state.corpus.target.lengths[indices].sum())
 
 
-def plain(args: Namespace) -> Contestant:
-    """The same without fast.py: PyTorch's dropout, and a loss that holds all logits."""
-    state, _ = begin(args)
-    model, optimizer = state.model.train(), state.optimizer
-    for indices in batches(state):
+class Plain(Ours):
+    """The same in fp32 without fast.py: PyTorch's dropout, and a loss that holds all logits."""
+
+    def step(self, done: float) -> int:
+        indices, state = next(self.batches), self.state
         batch = state.corpus.batch(indices).to(state.device)
-        with torch.autocast(state.device.type, torch.bfloat16, enabled=args.precision == "bf16"):
-            logits = model(batch.source, batch.target)[..., :-1]
+        logits = state.model.train()(batch.source, batch.target)[..., :-1]
         loss = F.cross_entropy(
-            logits.float().transpose(1, 2), batch.labels, label_smoothing=args.label_smoothing
+            logits.transpose(1, 2), batch.labels, label_smoothing=state.args.label_smoothing
         )
-        optimizer.zero_grad()
+        state.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        yield int((batch.labels != IGNORE).sum())
+        torch.nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
+        state.optimizer.step()
+        return int(state.corpus.target.lengths[indices].sum())
 
 
-def hugging_face(args: Namespace, grouped: bool) -> Contestant:
-    """MarianMTModel with its own loss; as many pairs a batch as ours have on average, drawn at random or
-    grouped by length as transformers.Trainer groups them."""
-    from transformers import AutoModelForSeq2SeqLM
-    from transformers.trainer_pt_utils import get_length_grouped_indices
-    from transformers.utils.logging import disable_progress_bar
+class MatrixProducts(Ours):
+    """Nothing but the fp32 matrix products of which our steps consist, forward and backward, one after
+    another, on numbers that are there already: no fp32 training can be faster."""
 
-    disable_progress_bar()
-    state, tokenizer = begin(args)
-    with tempfile.TemporaryDirectory() as folder:
-        pretrained.save(Path(folder), state.model, tokenizer)
-        model = AutoModelForSeq2SeqLM.from_pretrained(folder, dropout=args.dropout).to(state.device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    corpus, size = state.corpus, max(1, round(len(state.corpus) / len(state.plan(0))))
-    while True:
-        if grouped:
-            order = get_length_grouped_indices(corpus.source.lengths.tolist(), size)
-        else:
-            order = torch.randperm(len(corpus)).tolist()
-        for start in range(0, len(order), size):
-            indices = np.array(order[start : start + size])
-            source = torch.from_numpy(corpus.source.rows(indices, corpus.pad_id)).to(state.device)
-            labels = torch.from_numpy(corpus.target.rows(indices, IGNORE)).to(state.device)
-            with torch.autocast(state.device.type, torch.bfloat16, enabled=args.precision == "bf16"):
-                loss = model(input_ids=source, attention_mask=source != corpus.pad_id, labels=labels).loss
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            yield int((labels != IGNORE).sum())
+    def __init__(self, args: Namespace):
+        super().__init__(args)
+        self.steps = []
+        with torch.no_grad():
+            for indices, _ in zip(self.batches, range(8), strict=False):
+                batch = self.state.corpus.batch(indices).to(self.state.device)
+                shapes, model = Shapes(), self.state.model.eval()
+                with shapes:
+                    model.project(model.states(batch.source, batch.target)[batch.labels != IGNORE])
+                self.steps.append((shapes.seen, int(self.state.corpus.target.lengths[indices].sum())))
+        largest = max(
+            math.prod(shape)
+            for shapes, _ in self.steps
+            for left, right in shapes
+            for shape in (left, right, (*left[:-1], right[-1]))
+        )
+        self.numbers = torch.randn(3, largest, device=self.state.device)
 
-
-def matrix_products(args: Namespace) -> Contestant:
-    """Nothing but the fp32 matrix products that a step of ours consists of, forward and backward, one after
-    another, on matrices that are there already: what no fp32 training can be faster than."""
-    state, _ = begin(args)
-    state.model.eval()
-    for indices in batches(state):
-        batch = state.corpus.batch(indices).to(state.device)
-        shapes = Shapes()
-        with shapes, torch.no_grad():
-            state.model.project(state.model.states(batch.source, batch.target)[batch.labels != IGNORE])
-        operands = [(torch.randn(*a), torch.randn(*b), torch.randn(*a[:-1], b[-1])) for a, b in shapes.seen]
-        operands = [[tensor.to(state.device) for tensor in three] for three in operands]
-        yield 0  # the time up to here is no part of the products
-        for a, b, gradient in operands:
+    def step(self, done: float) -> int:
+        shapes, tokens = self.steps.pop(0)
+        self.steps.append((shapes, tokens))
+        for left, right in shapes:
+            a, b, gradient = (
+                self.numbers[i][: math.prod(shape)].view(shape)
+                for i, shape in enumerate((left, right, (*left[:-1], right[-1])))
+            )
             _ = a @ b, gradient @ b.mT, a.mT @ gradient
-        yield int((batch.labels != IGNORE).sum())
+        return tokens
+
+
+class HuggingFace:
+    """MarianMTModel of the same shape, trained in the usual way: its own loss, AdamW, as many pairs a batch
+    as ours have on average, drawn at random or grouped by length as transformers.Trainer groups them."""
+
+    def __init__(self, args: Namespace, grouped: bool):
+        from transformers import AutoConfig, AutoModelForSeq2SeqLM
+
+        self.args, self.grouped = args, grouped
+        self.state, tokenizer = begin(args)
+        with tempfile.TemporaryDirectory() as folder:
+            pretrained.save(Path(folder), self.state.model, tokenizer)
+            config = AutoConfig.from_pretrained(folder, dropout=args.dropout)
+        torch.manual_seed(args.seed)
+        self.model = AutoModelForSeq2SeqLM.from_config(config).to(self.state.device).train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
+        self.batches = self.draw()
+
+    def draw(self) -> Iterator[np.ndarray]:
+        """Epoch after epoch of batches, as indices of pairs."""
+        from transformers.trainer_pt_utils import get_length_grouped_indices
+
+        corpus = self.state.corpus
+        size = max(1, round(len(corpus) / len(self.state.plan(0))))
+        while True:
+            if self.grouped:
+                order = get_length_grouped_indices(corpus.source.lengths.tolist(), size)
+            else:
+                order = torch.randperm(len(corpus)).tolist()
+            for start in range(0, len(order), size):
+                yield np.array(order[start : start + size])
+
+    def step(self, done: float) -> int:
+        indices, corpus, device = next(self.batches), self.state.corpus, self.state.device
+        source = torch.from_numpy(corpus.source.rows(indices, corpus.pad_id)).to(device)
+        labels = torch.from_numpy(corpus.target.rows(indices, IGNORE)).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.args.precision == "bf16"):
+            loss = self.model(input_ids=source, attention_mask=source != corpus.pad_id, labels=labels).loss
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        return int(corpus.target.lengths[indices].sum())
 
 
 class Shapes(TorchFunctionMode):
@@ -153,43 +190,40 @@ class Shapes(TorchFunctionMode):
 
 
 def contestants(args: Namespace) -> dict[str, Callable[[], Contestant]]:
-    """Name -> what starts it."""
+    """Name -> what makes it ready."""
 
     def at(precision: str) -> Namespace:
         return Namespace(**{**vars(args), "precision": precision})
 
     device = pick_device(args.device)
     best = args.precision or fast.best_precision(device)
-    field = {f"ours, {best}": lambda: ours(at(best))}
+    field = {f"ours, {best}": lambda: Ours(at(best))}
     if best == "bf16":
-        field["ours, fp32"] = lambda: ours(at("fp32"))
+        field["ours, fp32"] = lambda: Ours(at("fp32"))
     if device.type == "cuda":
-        field[f"ours, {best}, torch.compile"] = lambda: ours(at(best), compiled=True)
-    field["ours, fp32, without fast.py"] = lambda: plain(at("fp32"))
-    field["matrix products of ours, fp32"] = lambda: matrix_products(at("fp32"))
+        field[f"ours, {best}, torch.compile"] = lambda: Ours(at(best), compiled=True)
+    field["ours, fp32, without fast.py"] = lambda: Plain(at("fp32"))
     for precision in dict.fromkeys(["fp32", best] if device.type == "cuda" else ["fp32"]):
-        field[f"Hugging Face, {precision}, grouped"] = lambda p=precision: hugging_face(at(p), grouped=True)
-        field[f"Hugging Face, {precision}, random"] = lambda p=precision: hugging_face(at(p), grouped=False)
+        field[f"Hugging Face, {precision}, grouped"] = lambda p=precision: HuggingFace(at(p), grouped=True)
+        field[f"Hugging Face, {precision}, random"] = lambda p=precision: HuggingFace(at(p), grouped=False)
+    field[PRODUCTS] = lambda: MatrixProducts(at("fp32"))
     return field
 
 
-def step(contestant: Contestant, device: torch.device) -> tuple[int, float]:
+def timed_step(contestant: Contestant, device: torch.device) -> tuple[int, float]:
     """One update -> its target tokens and its seconds."""
-    while True:
-        started = time.perf_counter()
-        tokens = next(contestant)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        if tokens:
-            return tokens, time.perf_counter() - started
+    started = time.perf_counter()
+    tokens = contestant.step(done=0.5)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return tokens, time.perf_counter() - started
 
 
-def peak_memory(flags: list[str], name: str) -> float:
-    """The most memory a process held that made ten updates (MiB): the device's on a GPU, else its own."""
-    _, args = parse(flags)
-    contestant, device = contestants(args)[name](), pick_device(args.device)
+def peak_memory(contestant: Contestant, device: torch.device) -> float:
+    """The most memory that this process has held after ten updates (MiB): the device's on a GPU, else its
+    own."""
     for _ in range(10):
-        step(contestant, device)
+        contestant.step(done=0.5)
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     if sys.platform == "linux":  # where ru_maxrss would count what the parent process held
@@ -198,52 +232,56 @@ def peak_memory(flags: list[str], name: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes, on macOS
 
 
-def parse(flags: list[str]) -> tuple[Namespace, Namespace]:
+def peak_of(name: str) -> float:
+    """peak_memory of a contestant in a process of its own."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", name]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def parse_args() -> tuple[Namespace, Namespace]:
     """The flags of the benchmark itself and those of training."""
     parser = Parser(__doc__)
-    parser.add_argument(
-        "--rounds", type=whole(1), default=15, help="updates of each, the median of which counts"
-    )
-    own, rest = parser.parse_known_args(flags)
+    parser.add_argument("--rounds", type=whole(1), default=15, help="updates of each; the median counts")
+    parser.add_argument("--memory-of", metavar="NAME", help="print the peak memory of one contestant alone")
+    own, rest = parser.parse_known_args()
     return own, train.parse_args([*rest, "--device", own.device])
 
 
 def main() -> None:
-    own, args = parse(sys.argv[1:])
+    own, args = parse_args()
     try:
         import transformers  # noqa: F401
     except ImportError:
         raise InputError("needs the package transformers; pip install -r requirements-dev.txt") from None
     device = pick_device(args.device)
+    field = contestants(args)
+    if own.memory_of:
+        print(peak_memory(field[own.memory_of](), device))
+        return
     state, _ = begin(Namespace(**vars(args)))
-    tokens, batches = len(state.corpus.target.ids), len(state.plan(0))
+    tokens = len(state.corpus.target.ids)
     print(
-        f"{len(state.corpus):,} pairs, {tokens:,} target tokens in {batches:,} batches; "
+        f"{len(state.corpus):,} pairs, {tokens:,} target tokens in {len(state.plan(0)):,} batches; "
         f"{sum(p.numel() for p in state.model.parameters()):,} parameters; {device.type}, "
         f"{torch.get_num_threads()} threads, PyTorch {torch.__version__}"
     )
-    field = contestants(args)
     running = {name: start() for name, start in field.items()}
     rates: dict[str, list[float]] = {name: [] for name in field}
     for round_ in tqdm(range(-1, own.rounds), desc="taking turns", unit="round", leave=False):
         for name, contestant in running.items():
-            scored, seconds = step(contestant, device)
+            scored, seconds = timed_step(contestant, device)
             if round_ >= 0:  # the first only warms up
                 rates[name].append(scored / seconds)
     medians = {name: statistics.median(of) for name, of in rates.items()}
     first = next(iter(field))
     print(f"\n{'training':34}{'tokens/s':>10}{'ratio':>8}{'of the products':>17}{'peak MiB':>10}")
-    products = medians.pop("matrix products of ours, fp32")
+    products = medians.pop(PRODUCTS)
     for name, rate in medians.items():
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            peak = pool.apply(peak_memory, (sys.argv[1:], name))
-        print(
-            f"{name:34}{rate:10,.0f}{medians[first] / rate:8.1f}{products / rate:17.2f}{peak:10,.0f}",
-            flush=True,
-        )
+        row = f"{name:34}{rate:10,.0f}{medians[first] / rate:8.1f}{products / rate:17.2f}"
+        print(f"{row}{peak_of(name):10,.0f}", flush=True)
     print(
-        "\ntokens/s: target tokens, padding not counted; ratio: the first line's tokens/s over these; of the\n"
-        "products: the time of a token over that of the fp32 matrix products of which a step of ours consists."
+        "\ntokens/s: of target tokens, padding not counted; ratio: the first line's tokens/s over these; of\n"
+        "the products: a token's time over that of the fp32 matrix products that a step of ours consists of."
     )
 
 

@@ -219,8 +219,8 @@ class Batch:
 class Side:
     """Tokenized texts, one behind the other: text i is ids[offsets[i] : offsets[i + 1]]."""
 
-    def __init__(self, texts: list[list[int]]):
-        self.ids = np.fromiter((i for ids in texts for i in ids), dtype=np.int32)
+    def __init__(self, texts: list[np.ndarray]):
+        self.ids = np.concatenate(texts)
         self.lengths = np.array([len(ids) for ids in texts])
         self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
 
@@ -253,8 +253,8 @@ class PairCorpus:
             )
             for source, target in zip(*encoded, strict=True):
                 if max(len(source), len(target)) <= max_length:
-                    sources.append(source.ids)
-                    targets.append(target.ids)
+                    sources.append(np.array(source.ids, dtype=np.int32))
+                    targets.append(np.array(target.ids, dtype=np.int32))
         if not sources:
             raise InputError(f"no pair has at most {max_length} tokens on each side; raise --max-length")
         self.too_long = len(pairs) - len(sources)

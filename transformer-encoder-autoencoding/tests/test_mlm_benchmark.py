@@ -1,0 +1,83 @@
+"""The benchmark measures what it says: the contestants do the same work, and the products are the model's."""
+
+import pytest
+import torch
+
+import benchmark
+import race
+from benchmark import HuggingFace, MatrixProducts, Ours, Plain
+
+SIZES = "--d-model 16 --n-heads 2 --d-ff 24 --n-layers 1 --tokenizer word --batch-tokens 2000"
+
+
+@pytest.fixture
+def args(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "--device", "cpu", *SIZES.split()])
+    args = benchmark.parse_args()[1]
+    args.precision = "fp32"
+    return args
+
+
+def test_contestants_see_every_window_once_an_epoch(args):
+    field = [Ours(args), Plain(args), HuggingFace(args, grouped=False), HuggingFace(args, grouped=True)]
+    for contestant in field:
+        tokens = contestant.state.corpus.tokens
+        seen = 0
+        while seen < tokens:
+            seen += contestant.step(done=0.5)
+        assert seen == tokens
+
+
+def test_without_fast_py_the_same_is_learnt(args, monkeypatch):
+    ours, plain = Ours(args), Plain(args)
+    hidden = ours.state.corrupt(ours.state.corpus.rows(ours.state.plan(0)[0]), torch.Generator())
+    monkeypatch.setattr("train_mlm.Run.corrupt", lambda *_: hidden)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: None)
+    for contestant in (ours, plain):
+        contestant.step(done=0.0)
+    for a, b in zip(ours.state.model.parameters(), plain.state.model.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_products_are_those_of_the_model(args, monkeypatch):
+    hidden = []
+    corrupt = Ours(args).state.corrupt
+    monkeypatch.setattr("train_mlm.Run.corrupt", lambda _, *a: hidden.append(corrupt(*a)) or hidden[-1])
+    products = MatrixProducts(args)
+    shapes, tokens = products.steps[0]
+    flops = sum(2 * torch.Size(left).numel() * right[-1] for left, right in shapes)
+    config, (B, S), scored = products.state.model.config, hidden[0][0].shape, int((hidden[0][1] >= 0).sum())
+    D = config.d_model
+    layer = 2 * B * S * (4 * D * D + 2 * D * config.d_ff) + 4 * B * S * S * D
+    assert flops == layer + 2 * scored * D * (D + config.vocab_size)
+    assert products.step(done=0.5) == tokens == products.state.corpus.lengths[products.state.plan(0)[0]].sum()
+
+
+def test_the_race_trains_both_and_draws(args, monkeypatch, tmp_path, capsys):
+    flags = f"race.py --device cpu --minutes 0.03 --output {tmp_path} {SIZES}"
+    monkeypatch.setattr("sys.argv", flags.split())
+    race.main()
+    assert (tmp_path / "race.png").stat().st_size > 10_000
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(race.LEARNING_RATES) + 2
+    losses = [[float(loss) for loss in line.split("held-out loss ")[1].split()] for line in lines]
+    assert [len(curve) for curve in losses] == [1] * len(race.LEARNING_RATES) + [10, 10]
+    assert losses[-2][-1] < losses[-2][0]
+
+
+def test_the_table(args, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "--device", "cpu", "--rounds", "1", *SIZES.split()])
+    peaks = iter([101.0, 102.0, 103.0, 104.0, 105.0])
+    monkeypatch.setattr(benchmark, "peak_of", lambda name: next(peaks))
+    benchmark.main()
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines if line.startswith(("ours", "Hugging Face"))]
+    assert len(rows) >= 4 and all(len(row.rsplit(maxsplit=4)) == 5 for row in rows)
+    assert rows[0].split()[-1] == "101" and rows[0].split()[-3] == "1.0"
+
+
+def test_memory_is_of_this_process(args):
+    needed = benchmark.peak_memory(Ours(args), torch.device("cpu"))
+    held = torch.ones(2**28)  # 1 GiB
+    assert benchmark.peak_memory(Ours(args), torch.device("cpu")) > needed + 200
+    del held

@@ -1,0 +1,67 @@
+"""The benchmark measures what it says: the contestants do the same work, and the products are the model's."""
+
+import pytest
+import torch
+
+import benchmark
+from benchmark import HuggingFace, MatrixProducts, Ours, Plain
+
+SIZES = "--d-model 16 --n-heads 2 --d-ff 24 --n-layers 1 --tokenizer word --batch-tokens 2000 --dropout 0"
+
+
+@pytest.fixture
+def args(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "--device", "cpu", *SIZES.split()])
+    args = benchmark.parse_args()[1]
+    args.precision = "fp32"
+    return args
+
+
+def test_contestants_see_every_pair_once_an_epoch(args):
+    field = [Ours(args), Plain(args), HuggingFace(args, grouped=False), HuggingFace(args, grouped=True)]
+    for contestant in field:
+        tokens = contestant.state.corpus.target.lengths.sum()
+        seen = 0
+        while seen < tokens:
+            seen += contestant.step(done=0.5)
+        assert seen == tokens
+
+
+def test_without_fast_py_the_same_is_learnt(args):
+    ours, plain = Ours(args), Plain(args)
+    for contestant in (ours, plain):
+        contestant.state.optimizer = torch.optim.SGD(contestant.state.model.parameters(), lr=1e-3)
+        contestant.step(done=0.0)
+    for a, b in zip(ours.state.model.parameters(), plain.state.model.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_products_are_those_of_the_model(args):
+    products, config = MatrixProducts(args), Ours(args).state.model.config
+    batch = products.state.corpus.batch(products.state.plan(0)[0])
+    shapes, tokens = products.steps[0]
+    flops = sum(2 * torch.Size(left).numel() * right[-1] for left, right in shapes)
+    (B, S), T, D = batch.source.shape, batch.target.size(1), config.d_model
+    encoder = 2 * B * S * (4 * D * D + 2 * D * config.d_ff) + 4 * B * S * S * D
+    decoder = 2 * B * T * (4 * D * D + 2 * D * D + 2 * D * config.d_ff) + 2 * B * S * 2 * D * D
+    decoder += 4 * B * T * T * D + 4 * B * T * S * D
+    assert flops == encoder + decoder + 2 * tokens * D * config.vocab_size
+    assert products.step(done=0.5) == tokens == (batch.labels >= 0).sum()
+
+
+def test_the_table(args, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "--device", "cpu", "--rounds", "1", *SIZES.split()])
+    peaks = iter([101.0, 102.0, 103.0, 104.0, 105.0])
+    monkeypatch.setattr(benchmark, "peak_of", lambda name: next(peaks))
+    benchmark.main()
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines if line.startswith(("ours", "Hugging Face"))]
+    assert len(rows) >= 4 and all(len(row.rsplit(maxsplit=4)) == 5 for row in rows)
+    assert rows[0].split()[-1] == "101" and rows[0].split()[-3] == "1.0"
+
+
+def test_memory_is_of_this_process(args):
+    needed = benchmark.peak_memory(Ours(args), torch.device("cpu"))
+    held = torch.ones(2**28)  # 1 GiB
+    assert benchmark.peak_memory(Ours(args), torch.device("cpu")) > needed + 200
+    del held
