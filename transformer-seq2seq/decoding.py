@@ -37,8 +37,26 @@ def likeliest(log_probs: Tensor, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     even if n of them end; for greedy decoding (n = 1) the best one."""
     n, vocab_size = log_probs.shape[1:]
     count = min(2 * n, n * vocab_size) if n > 1 else 1
-    totals, flat = (sums[:, :, None] + log_probs).flatten(1).topk(count)  # (B, c)
-    return totals, flat // vocab_size, flat % vocab_size
+    best, tokens = largest(log_probs, min(count, vocab_size))  # of each beam (B, n, c)
+    totals, chosen = (sums[:, :, None] + best).flatten(1).topk(count)  # (B, c)
+    return totals, chosen // best.size(2), tokens.flatten(1).gather(1, chosen)
+
+
+def largest(x: Tensor, k: int, block: int = 32) -> tuple[Tensor, Tensor]:
+    """x.topk(k) along the last dimension, faster where it is long: the k largest stand in the k blocks whose
+    maxima are the largest. x (..., V) -> values and indices (..., k)."""
+    blocks = x.size(-1) // block
+    if k == 1 or k >= blocks:
+        return x.topk(k)
+    even = x[..., : blocks * block].unflatten(-1, (blocks, block))
+    chosen = even.amax(dim=-1).topk(k).indices[..., None]  # (..., k, 1)
+    values = even.gather(-2, chosen.expand(*chosen.shape[:-1], block)).flatten(-2)  # (..., k block)
+    indices = (chosen * block + torch.arange(block, device=x.device)).flatten(-2)
+    rest = torch.arange(blocks * block, x.size(-1), device=x.device)
+    values = torch.cat([values, x[..., blocks * block :]], dim=-1)
+    indices = torch.cat([indices, rest.expand(*indices.shape[:-1], -1)], dim=-1)
+    best = values.topk(k)
+    return best.values, indices.gather(-1, best.indices)
 
 
 @dataclass
@@ -85,39 +103,48 @@ def generate(
     config, device, n = model.config, source.device, beam
     memory, _ = model.encode(source)
     cache = model.cache(source, memory)
-    cache.select(torch.arange(len(source), device=device).repeat_interleave(n))  # rows are B n from here on
-
-    sentence = torch.arange(len(source), device=device)  # (B,) which sentence each entry of the batch is
-    tokens = torch.full((len(source), n, max_length + 1), config.pad_id, device=device)  # starts with <pad>
-    sums = torch.full((len(source), n), -math.inf, device=device)  # log-probabilities of the unfinished
-    sums[:, 0] = 0  # all beams are still the same: go on from one
-    pool = Pool.empty(len(source), n, max_length, device)
     results: list[list[Hypothesis]] = [[] for _ in range(len(source))]
 
+    sentence = list(range(len(source)))  # which one each entry of the batch is
+    tokens = torch.full((len(source), n, 1), config.pad_id, device=device)  # (B, n, t), starts with <pad>
+    sums = torch.full((len(source), n), -math.inf, device=device)  # log-probabilities of the unfinished
+    sums[:, 0] = 0  # all beams are still the same: go on from one
+    to_beat = torch.full((len(source),), -math.inf, device=device)  # the score of the n-th finished one
+
     for t in range(1, max_length + 1):
-        logits = model.decode(tokens[:, :, t - 1].reshape(-1, 1), cache)[:, -1].float()  # (B n, V)
-        log_probs = logits.log_softmax(dim=-1)
+        log_probs = model.decode(tokens[:, :, -1].reshape(-1, 1), cache)[:, -1].float().log_softmax(dim=-1)
         log_probs[:, config.pad_id] = -math.inf
         totals, parents, next_tokens = pick(log_probs.unflatten(0, (-1, n)), sums)  # (B, c) each
-        candidates = take(tokens, parents)  # (B, c, M + 1)
-        candidates[:, :, t] = next_tokens
 
         ends = (next_tokens == config.eos_id) | (t == max_length)
-        pool.add(candidates[:, :n, 1:], totals[:, :n].masked_fill(~ends[:, :n], -math.inf), t, length_penalty)
-        open_totals = totals.masked_fill(ends, -math.inf)
-        order = open_totals.sort(dim=1, descending=True, stable=True).indices[:, :n]  # (B, n)
-        sums, tokens = open_totals.gather(1, order), take(candidates, order)
-        parents = parents.gather(1, order)
+        for b, i in ends[:, :n].nonzero().tolist():
+            ids = [*tokens[b, parents[b, i], 1:].tolist(), int(next_tokens[b, i])]
+            found = results[sentence[b]]
+            finish(
+                found, ids[:-1] if ids[-1] == config.eos_id else ids, float(totals[b, i]), t, length_penalty
+            )
+            del found[n:]
+            to_beat[b] = found[-1].score if len(found) == n else -math.inf
 
-        done = pool.scores[:, -1] >= sums[:, 0] / t**length_penalty
-        for b in done.nonzero().flatten().tolist():
-            results[sentence[b]] = pool.hypotheses(b, config.eos_id)
-        alive = (~done).nonzero().flatten()  # (B,) of the next step
+        open_totals = totals.masked_fill(ends, -math.inf)
+        sums, order = (part[:, :n] for part in open_totals.sort(dim=1, descending=True, stable=True))
+        parents, next_tokens = parents.gather(1, order), next_tokens.gather(1, order)  # (B, n)
+        tokens = torch.cat(
+            [tokens.gather(1, parents[:, :, None].expand(-1, -1, t)), next_tokens[:, :, None]], 2
+        )
+
+        going_on = to_beat < sums[:, 0] / t**length_penalty  # (B,)
+        alive = going_on.nonzero().flatten()
         if not len(alive):
             break
-        cache.select((alive[:, None] * n + parents[alive]).flatten())
-        sentence, tokens, sums = sentence[alive], tokens[alive], sums[alive]
-        pool = Pool(pool.tokens[alive], pool.sums[alive], pool.scores[alive])
+        rows = torch.arange(len(tokens), device=device)[:, None] * n + parents  # (B, n) of the cache
+        if len(alive) < len(tokens):
+            sentence = [sentence[b] for b in alive.tolist()]
+            tokens, sums, to_beat, rows = tokens[alive], sums[alive], to_beat[alive], rows[alive]
+            cache.select_sources(alive)
+            cache.select(rows.flatten())
+        elif n > 1:
+            cache.select(rows.flatten())
     return results
 
 
@@ -147,39 +174,8 @@ def generate_all(
     return results
 
 
-@dataclass
-class Pool:
-    """The best n finished hypotheses of each sentence, best first: tokens (B, n, M), padded; the sums of
-    their log-probabilities and the scores (B, n), -inf where there is none yet."""
-
-    tokens: Tensor
-    sums: Tensor
-    scores: Tensor
-
-    @classmethod
-    def empty(cls, sentences: int, n: int, max_length: int, device: torch.device) -> "Pool":
-        nothing = torch.full((sentences, n), -math.inf, device=device)
-        return cls(torch.zeros(sentences, n, max_length, dtype=torch.int64, device=device), nothing, nothing)
-
-    def add(self, tokens: Tensor, sums: Tensor, length: int, length_penalty: float) -> None:
-        """Take in tokens (B, c, M) with sums (B, c), -inf for those that have not finished."""
-        scores = torch.cat([self.scores, sums / length**length_penalty], dim=1)
-        self.scores, best = scores.topk(self.scores.size(1), dim=1)
-        self.sums = torch.cat([self.sums, sums], dim=1).gather(1, best)
-        self.tokens = take(torch.cat([self.tokens, tokens], dim=1), best)
-
-    def hypotheses(self, b: int, eos_id: int) -> list[Hypothesis]:
-        """Those of entry b."""
-        found = []
-        for tokens, total, score in zip(
-            self.tokens[b].tolist(), self.sums[b].tolist(), self.scores[b].tolist(), strict=True
-        ):
-            if score > -math.inf:
-                end = tokens.index(eos_id) if eos_id in tokens else None
-                found.append(Hypothesis(tokens[:end], total, score))
-        return found
-
-
-def take(beams: Tensor, indices: Tensor) -> Tensor:
-    """beams (B, n, M) and indices (B, m) of beams -> (B, m, M)."""
-    return beams.gather(1, indices[:, :, None].expand(-1, -1, beams.size(2)))
+def finish(found: list[Hypothesis], ids: list[int], total: float, length: int, length_penalty: float) -> None:
+    """Put a hypothesis of so many tokens, </s> included, into its place among those found, best first."""
+    if total > -math.inf:
+        found.append(Hypothesis(ids, total, total / length**length_penalty))
+        found.sort(key=lambda hypothesis: hypothesis.score, reverse=True)

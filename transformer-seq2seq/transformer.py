@@ -98,10 +98,11 @@ class MultiHeadAttention(nn.Module):
         return k, v
 
     def forward(
-        self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor, need_weights: bool = False
+        self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None, need_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """x (B, T, D), keys and values (B, H, S, K), mask broadcastable to (B, H, T, S)
-        -> (B, T, D) and, if asked for, the weights (B, H, T, S)."""
+        """x (B, T, D), keys and values (B, H, S, K), mask broadcastable to (B, H, T, S), or None where all
+        may be attended to and no weights are asked for -> (B, T, D) and, if asked for, the weights
+        (B, H, T, S)."""
         q = self.query(x).unflatten(-1, (self.n_heads, self.d_k)).transpose(1, 2)  # (B, H, T, K)
         k, v = keys_values
         if need_weights:
@@ -185,7 +186,8 @@ class Cache:
     """What the decoder keeps of a batch from step to step, so that no position is computed twice.
 
     source_mask (B, 1, 1, S); for every layer the keys and values of the source (`source`, (B, H, S, K)
-    each) and of the target tokens so far (`target`, (B, H, P, K) each); P is `length`.
+    each) and of the target tokens so far (`target`, (B n, H, P, K) each); P is `length`. There may be n
+    targets of each source, one behind the other, as in beam search: they share the source's entry.
     """
 
     source_mask: Tensor
@@ -203,10 +205,13 @@ class Cache:
         return self.target[layer]
 
     def select(self, rows: Tensor) -> None:
-        """Keep these rows of the batch, in this order: rows (any number of them), int64."""
-        self.source_mask = self.source_mask[rows]
-        self.source = [(k[rows], v[rows]) for k, v in self.source]
-        self.target = [(k[rows], v[rows]) for k, v in self.target]
+        """Keep these targets, in this order: rows (any number of them), int64."""
+        self.target = [(k.index_select(0, rows), v.index_select(0, rows)) for k, v in self.target]
+
+    def select_sources(self, rows: Tensor) -> None:
+        """Keep these sources, in this order: rows (any number of them), int64."""
+        self.source_mask = self.source_mask.index_select(0, rows)
+        self.source = [(k.index_select(0, rows), v.index_select(0, rows)) for k, v in self.source]
 
 
 class DecoderLayer(nn.Module):
@@ -227,19 +232,20 @@ class DecoderLayer(nn.Module):
         self,
         x: Tensor,
         target: tuple[Tensor, Tensor],
-        target_mask: Tensor,
+        target_mask: Tensor | None,
         source: tuple[Tensor, Tensor],
         source_mask: Tensor,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """x (B, T, D); target: keys and values (B, H, P + T, K), target_mask (1, 1, T, P + T);
+        """x (B n, T, D); target: keys and values (B n, H, P + T, K), target_mask (1, 1, T, P + T) or None;
         source: keys and values (B, H, S, K), source_mask (B, 1, 1, S)
-        -> (B, T, D) and, if asked for, the weights of self-attention (B, H, T, P + T) and of
-        cross-attention (B, H, T, S)."""
+        -> (B n, T, D) and, if asked for, the weights of self-attention (B n, H, T, P + T) and of
+        cross-attention (B, H, n T, S)."""
         attended, self_weights = self.self_attention(x, target, target_mask, need_weights)
         x = self.self_attention_norm(x + self.dropout(attended))
-        attended, cross_weights = self.cross_attention(x, source, source_mask, need_weights)
-        x = self.cross_attention_norm(x + self.dropout(attended))
+        queries = x.view(len(source_mask), -1, x.size(-1))  # (B, n T, D): all that ask one source
+        attended, cross_weights = self.cross_attention(queries, source, source_mask, need_weights)
+        x = self.cross_attention_norm(x + self.dropout(attended.view(x.shape)))
         x = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
         return x, self_weights, cross_weights
 
@@ -285,16 +291,18 @@ class Transformer(nn.Module):
     def decode(self, target: Tensor, cache: Cache, attentions: Attentions | None = None) -> Tensor:
         """Read T more target tokens, at positions P to P + T - 1, and score the one after each of them.
 
-        target (B, T), which needs no padding mask: what follows a sentence's end is never attended to by
-        what comes before it -> logits (B, T, V). The cache gains the T tokens. Attention weights of the
+        target (B n, T), which needs no padding mask: what follows a sentence's end is never attended to by
+        what comes before it -> logits (B n, T, V). The cache gains the T tokens. Attention weights of the
         decoder are appended to `attentions`, if given.
         """
         return self.project(self.decoder_states(target, cache, attentions))
 
     def decoder_states(self, target: Tensor, cache: Cache, attentions: Attentions | None = None) -> Tensor:
-        """What decode makes its logits of: the last layer's output (B, T, D)."""
-        past = cache.length
-        mask = causal_mask(past + target.size(1), target.device)[:, :, past:]  # (1, 1, T, P + T)
+        """What decode makes its logits of: the last layer's output (B n, T, D)."""
+        past, new = cache.length, target.size(1)
+        mask = None  # a single token may see all that stands before it
+        if new > 1 or attentions is not None:
+            mask = causal_mask(past + new, target.device)[:, :, past:]  # (1, 1, T, P + T)
         x = self.embeddings(target, start=past)
         for i, layer in enumerate(self.decoder):
             keys_values = cache.extend(i, *layer.self_attention.keys_values(x))
@@ -304,7 +312,7 @@ class Transformer(nn.Module):
             if attentions is not None:
                 attentions.decoder.append(self_weights)
                 attentions.cross.append(cross_weights)
-        cache.length = past + target.size(1)
+        cache.length = past + new
         return x
 
     def project(self, states: Tensor) -> Tensor:

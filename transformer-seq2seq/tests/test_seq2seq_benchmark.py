@@ -60,8 +60,5 @@ def test_the_table(args, monkeypatch, capsys):
     assert rows[0].split()[-1] == "101" and rows[0].split()[-3] == "1.0"
 
 
-def test_memory_is_of_this_process(args):
-    needed = benchmark.peak_memory(Ours(args), torch.device("cpu"))
-    held = torch.ones(2**28)  # 1 GiB
-    assert benchmark.peak_memory(Ours(args), torch.device("cpu")) > needed + 200
-    del held
+def test_memory_is_of_a_process_of_its_own(args):
+    assert 100 < benchmark.peak_of("ours, fp32") < 1500

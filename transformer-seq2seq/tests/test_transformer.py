@@ -273,6 +273,7 @@ def test_cache_select_keeps_and_repeats_rows_in_order(model):
     model.decode(target, cache)
     rows = torch.tensor([2, 0, 0])
     cache.select(rows)
+    cache.select_sources(rows)
     following = torch.tensor([[4], [5], [6]])
     expected = model(source[rows], torch.cat([target[rows], following], dim=1))[:, -1:]
     close(model.decode(following, cache), expected)
