@@ -13,10 +13,13 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
 from tokenizers import Encoding, Tokenizer
+from torch import Tensor
 
 import pretrained
 from cli import InputError, Parser, pick_device, run, warn, whole
@@ -24,6 +27,8 @@ from corpus import MASK, SpecialIds, numbered_lines
 from encoder import MaskedLanguageModel
 
 HERE = Path(__file__).parent
+CHUNK = 512  # sentences read and held at a time
+BATCH_TOKENS = 4096  # that the model is given at a time, padding included
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,28 +44,73 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def encode(sentence: str, model: MaskedLanguageModel, tokenizer: Tokenizer) -> Encoding:
-    """Raises InputError where the sentence is empty or too long for the model."""
-    try:
-        sentence.encode()
-    except UnicodeEncodeError:  # how Python holds bytes of the command line that are not UTF-8
-        raise InputError("the sentence is not UTF-8 text") from None
-    encoding = tokenizer.encode(sentence)
-    special = SpecialIds.of(tokenizer)
-    if all(token in (special.cls, special.sep) for token in encoding.ids):
-        raise InputError("the sentence is empty; give one with words")
-    if len(encoding) > model.config.max_length:
-        raise InputError(
-            f"the sentence has {len(encoding)} tokens, the model takes {model.config.max_length}; shorten it"
-        )
-    unknown = [
-        sentence[start:end]
-        for (start, end), token in zip(encoding.offsets, encoding.ids, strict=True)
-        if token == special.unk
-    ]
+@dataclass(frozen=True)
+class Sentence:
+    """What the user gave, and where: "sentence 2" or "standard input, line 7"."""
+
+    text: str
+    place: str
+
+
+def encode(sentences: list[Sentence], model: MaskedLanguageModel, tokenizer: Tokenizer) -> list[Encoding]:
+    """Raises InputError, naming the place, where a sentence is empty or too long for the model."""
+    for sentence in sentences:
+        try:
+            sentence.text.encode()
+        except UnicodeEncodeError:  # how Python holds bytes of the command line that are not UTF-8
+            raise InputError(f"{sentence.place}: the sentence is not UTF-8 text") from None
+    special, limit = SpecialIds.of(tokenizer), model.config.max_length
+    encodings = tokenizer.encode_batch([sentence.text for sentence in sentences])
+    unknown = []
+    for sentence, encoding in zip(sentences, encodings, strict=True):
+        if all(token in (special.cls, special.sep) for token in encoding.ids):
+            raise InputError(f"{sentence.place}: the sentence is empty; give one with words")
+        if len(encoding) > limit:
+            raise InputError(
+                f"{sentence.place}: the sentence has {len(encoding)} tokens, the model takes {limit}; "
+                "shorten it"
+            )
+        for (start, end), token in zip(encoding.offsets, encoding.ids, strict=True):
+            if token == special.unk:
+                unknown.append(sentence.text[start:end])
     if unknown:
-        warn(f"unknown to the model, which sees [UNK] for it: {', '.join(dict.fromkeys(unknown))}")
-    return encoding
+        words = list(dict.fromkeys(unknown))
+        more = f" and {len(words) - 5} more" if len(words) > 5 else ""
+        warn(f"unknown to the model, which sees [UNK] for it: {', '.join(words[:5])}{more}")
+    return encodings
+
+
+@dataclass(frozen=True)
+class Question:
+    """The ids of a sentence, and the positions in it whose tokens the model is asked for."""
+
+    ids: list[int]
+    positions: list[int]
+
+
+@torch.inference_mode()
+def ask(
+    questions: list[Question], model: MaskedLanguageModel, special: SpecialIds, device: torch.device
+) -> Iterator[tuple[int, Tensor]]:
+    """Put the questions to the model, those of like length together.
+
+    Yields, in another order, the index of every question with its log-probabilities (positions, V).
+    """
+    order = sorted(range(len(questions)), key=lambda i: len(questions[i].ids))
+    while order:
+        size = 1
+        while size < len(order) and len(questions[order[size]].ids) * (size + 1) <= BATCH_TOKENS:
+            size += 1
+        batch, order = order[:size], order[size:]
+        length = len(questions[batch[-1]].ids)
+        ids = torch.full((len(batch), length), special.pad)
+        hidden = torch.zeros(len(batch), length, dtype=torch.bool)
+        for row, i in enumerate(batch):
+            ids[row, : len(questions[i].ids)] = torch.tensor(questions[i].ids)
+            hidden[row, questions[i].positions] = True
+        log_probs = model(ids.to(device), hidden.to(device)).log_softmax(dim=-1)  # (N, V)
+        counts = [len(questions[i].positions) for i in batch]
+        yield from zip(batch, log_probs.split(counts), strict=True)
 
 
 def to_word(tokenizer: Tokenizer, token_id: int) -> str:
@@ -68,56 +118,70 @@ def to_word(tokenizer: Tokenizer, token_id: int) -> str:
     return tokenizer.decode([token_id], skip_special_tokens=False).strip()
 
 
-@torch.inference_mode()
-def fill(sentence: str, model: MaskedLanguageModel, tokenizer: Tokenizer, top_k: int, device) -> dict:
+def fill(
+    sentences: list[Sentence],
+    model: MaskedLanguageModel,
+    tokenizer: Tokenizer,
+    top_k: int,
+    device: torch.device,
+) -> list[dict]:
     """The likeliest tokens for every [MASK], each given the sentence with all its [MASK]s.
 
-    Returns {"input": the sentence, "filled": the sentence with the likeliest token at every [MASK],
-    "masks": for each [MASK] a list of {"token": str, "probability": float}}.
-    Raises InputError where there is no [MASK].
+    Returns for each sentence {"input": the sentence, "filled": the sentence with the likeliest token at every
+    [MASK], "masks": for each [MASK] a list of {"token": str, "probability": float}}.
+    Raises InputError, naming the place, where there is no [MASK].
     """
-    ids = torch.tensor([encode(sentence, model, tokenizer).ids], device=device)
-    hidden = ids == SpecialIds.of(tokenizer).mask
-    if not hidden.any():
-        raise InputError(f"no {MASK} in {sentence!r}; write {MASK} for the word to fill in, or use --score")
-    best = model(ids, hidden).softmax(dim=-1).topk(min(top_k, model.config.vocab_size))  # (N, k)
-    masks = [
-        [{"token": to_word(tokenizer, t), "probability": p} for t, p in zip(tokens, probs, strict=True)]
-        for tokens, probs in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    ]
-    pieces = sentence.split(MASK)
-    filled = pieces[0] + "".join(m[0]["token"] + piece for m, piece in zip(masks, pieces[1:], strict=True))
-    return {"input": sentence, "filled": filled, "masks": masks}
+    special, questions = SpecialIds.of(tokenizer), []
+    for sentence, encoding in zip(sentences, encode(sentences, model, tokenizer), strict=True):
+        positions = [i for i, token in enumerate(encoding.ids) if token == special.mask]
+        if not positions:
+            raise InputError(
+                f"{sentence.place}: no {MASK} in {sentence.text!r}; write {MASK} for the word to fill in, or "
+                "use --score"
+            )
+        questions.append(Question(encoding.ids, positions))
+    results: list[dict] = [{} for _ in sentences]
+    for i, log_probs in ask(questions, model, special, device):
+        best = log_probs.exp().topk(min(top_k, model.config.vocab_size))  # (N, k)
+        masks = [
+            [{"token": to_word(tokenizer, t), "probability": p} for t, p in zip(tokens, probs, strict=True)]
+            for tokens, probs in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+        first, *pieces = sentences[i].text.split(MASK)
+        filled = first + "".join(m[0]["token"] + piece for m, piece in zip(masks, pieces, strict=True))
+        results[i] = {"input": sentences[i].text, "filled": filled, "masks": masks}
+    return results
 
 
-@torch.inference_mode()
-def score(sentence: str, model: MaskedLanguageModel, tokenizer: Tokenizer, device) -> dict:
+def score(
+    sentences: list[Sentence], model: MaskedLanguageModel, tokenizer: Tokenizer, device: torch.device
+) -> list[dict]:
     """Hide one token after the other and ask how likely it was (Salazar et al. 2020, section 2).
 
         pseudo-perplexity = exp(-1/n sum_t log p(token_t | all the others))
 
-    Returns {"input": the sentence, "pseudo_perplexity": float,
+    Returns for each sentence {"input": the sentence, "pseudo_perplexity": float,
     "tokens": [{"token": str, "surprisal": -log p in nats}, ...]}.
     """
-    encoding = encode(sentence, model, tokenizer)
     special = SpecialIds.of(tokenizer)
-    ids = torch.tensor(encoding.ids, device=device)
-    positions = ((ids != special.cls) & (ids != special.sep)).nonzero().flatten()  # (n,)
-    surprisals = []
-    for chunk in positions.split(64):
-        rows = torch.arange(len(chunk), device=device)
-        hidden = torch.zeros(len(chunk), len(ids), dtype=torch.bool, device=device)
-        hidden[rows, chunk] = True
-        log_probs = model(ids.expand(len(chunk), -1).masked_fill(hidden, special.mask), hidden).log_softmax(
-            -1
-        )
-        surprisals += (-log_probs[rows, ids[chunk]]).tolist()
-    tokens = [
-        {"token": to_word(tokenizer, int(ids[position])), "surprisal": surprisal}
-        for position, surprisal in zip(positions.tolist(), surprisals, strict=True)
-    ]
-    perplexity = math.exp(min(700.0, sum(surprisals) / len(surprisals)))
-    return {"input": sentence, "pseudo_perplexity": perplexity, "tokens": tokens}
+    encodings = encode(sentences, model, tokenizer)
+    questions, asked = [], []
+    for i, encoding in enumerate(encodings):
+        for position, token in enumerate(encoding.ids):
+            if token not in (special.cls, special.sep):
+                ids = [*encoding.ids[:position], special.mask, *encoding.ids[position + 1 :]]
+                questions.append(Question(ids, [position]))
+                asked.append((i, token))
+    surprisals = [0.0] * len(questions)
+    for q, log_probs in ask(questions, model, special, device):
+        surprisals[q] = -log_probs[0, asked[q][1]].item()
+    results = [{"input": sentence.text, "pseudo_perplexity": 0.0, "tokens": []} for sentence in sentences]
+    for (i, token), surprisal in zip(asked, surprisals, strict=True):
+        results[i]["tokens"].append({"token": to_word(tokenizer, token), "surprisal": surprisal})
+    for result in results:
+        mean = sum(token["surprisal"] for token in result["tokens"]) / len(result["tokens"])
+        result["pseudo_perplexity"] = math.exp(min(700.0, mean))
+    return results
 
 
 def show(result: dict) -> None:
@@ -152,29 +216,39 @@ def main() -> None:
     args = parse_args()
     device = pick_device(args.device)
     model, tokenizer = pretrained.load(args.model, device)
-    interactive = not args.sentences and sys.stdin.isatty()
-    if args.sentences or interactive:
-        sentences = enumerate(args.sentences or typed(), start=1)
-    else:
-        sentences = numbered_lines(sys.stdin.buffer, "standard input")
-    number = 0
-    for number, sentence in sentences:
-        try:
-            if args.score:
-                result = score(sentence, model, tokenizer, device)
-            else:
-                result = fill(sentence, model, tokenizer, args.top_k, device)
-        except InputError as error:
-            if not interactive:
-                where = f"sentence {number}: " if args.sentences else f"standard input, line {number}: "
-                raise InputError(f"{where}{error}") from None
-            print(error, file=sys.stderr)
-            continue
-        if args.json:
-            print(json.dumps(result, ensure_ascii=False))
+
+    def answer(sentences: list[Sentence]) -> None:
+        if args.score:
+            results = score(sentences, model, tokenizer, device)
         else:
-            show(result)
-    if number == 0 and not interactive:
+            results = fill(sentences, model, tokenizer, args.top_k, device)
+        for result in results:
+            if args.json:
+                print(json.dumps(result, ensure_ascii=False))
+            else:
+                show(result)
+
+    if not args.sentences and sys.stdin.isatty():
+        for text in typed():
+            try:
+                answer([Sentence(text, "what you typed")])
+            except InputError as error:
+                print(error, file=sys.stderr)
+        return
+    if args.sentences:
+        sentences = (Sentence(text, f"sentence {i}") for i, text in enumerate(args.sentences, start=1))
+    else:
+        lines = numbered_lines(sys.stdin.buffer, "standard input")
+        sentences = (Sentence(text, f"standard input, line {number}") for number, text in lines)
+    answered = 0
+    while chunk := list(islice(sentences, CHUNK)):
+        try:
+            answer(chunk)
+        except InputError:  # what stands before the mistake is answered all the same
+            for sentence in chunk:
+                answer([sentence])
+        answered += len(chunk)
+    if not answered:
         raise InputError("no sentence given; pass one as an argument or on standard input")
 
 

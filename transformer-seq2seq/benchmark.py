@@ -1,11 +1,14 @@
-"""How fast training is, side by side with Hugging Face's MarianMT of the same shape and text.
+"""How fast training and generation are, side by side with what else there is for such models.
 
-    python3 benchmark.py                                      the bundled pairs and the default model
+    python3 benchmark.py                                      training: the bundled pairs, the default model
     python3 benchmark.py --pairs my.tsv --tokenizer bpe --n-layers 4 --dropout 0.3
+    python3 benchmark.py --model model                        generation, from the bundled held-out prompts
+    python3 benchmark.py --model my-run/model --input my.txt
 
-All flags but --rounds are those of train.py. The contestants take turns, so that what else the machine
-does hits all alike, and the table gives medians; memory is the peak of a process that trains nothing else.
-It needs requirements-dev.txt.
+Training is compared with Hugging Face's MarianMT of the same shape on the same text, and all flags but
+--rounds are those of train.py; generation is compared with Hugging Face's generate and with CTranslate2. The
+contestants take turns, so that what else the machine does hits all alike, and the tables give medians; memory
+is the peak of a process that trains nothing else. It needs requirements-dev.txt.
 """
 
 import math
@@ -27,11 +30,12 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
+import benchmark_generation
 import fast
 import pretrained
 import train
 from cli import InputError, Parser, pick_device, run, whole
-from pairs import IGNORE, training_and_held_out
+from pairs import IGNORE, decode_lines, open_text, read_pairs, training_and_held_out
 
 HERE = Path(__file__).parent
 PRODUCTS = "matrix products of ours, fp32"
@@ -242,18 +246,33 @@ def parse_args() -> tuple[Namespace, Namespace]:
     """The flags of the benchmark itself and those of training."""
     parser = Parser(__doc__)
     parser.add_argument("--rounds", type=whole(1), default=15, help="updates of each; the median counts")
+    parser.add_argument("--model", type=Path, metavar="DIR", help="measure generation with this model")
+    parser.add_argument("--input", type=Path, metavar="FILE", help="prompts, a line each, for --model")
     parser.add_argument("--memory-of", metavar="NAME", help="print the peak memory of one contestant alone")
     own, rest = parser.parse_known_args()
     return own, train.parse_args([*rest, "--device", own.device])
 
 
+def read_prompts(path: Path | None) -> list[str]:
+    """The lines of a file, blank ones left out; without one the bundled held-out prompts."""
+    if path is None:
+        return [pair.source for pair in read_pairs(HERE / "data" / "held_out.tsv")]
+    with open_text(path) as stream:
+        if not (lines := [line for line in decode_lines(stream, str(path)) if line.strip()]):
+            raise InputError(f"{path}: holds no text; a prompt a line is needed")
+    return lines
+
+
 def main() -> None:
     own, args = parse_args()
     try:
+        import ctranslate2  # noqa: F401
         import transformers  # noqa: F401
-    except ImportError:
-        raise InputError("needs the package transformers; pip install -r requirements-dev.txt") from None
+    except ImportError as error:
+        raise InputError(f"needs the package {error.name}; pip install -r requirements-dev.txt") from None
     device = pick_device(args.device)
+    if own.model:
+        return benchmark_generation.main(own.model, read_prompts(own.input), device, own.rounds)
     field = contestants(args)
     if own.memory_of:
         print(peak_memory(field[own.memory_of](), device))

@@ -22,7 +22,7 @@ from transformers import (
 import pretrained
 from cli import InputError
 from corpus import train_tokenizer
-from fill_mask import fill
+from fill_mask import Sentence, fill
 
 CPU = torch.device("cpu")
 FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
@@ -160,7 +160,7 @@ def test_hugging_face_gives_the_same_attention_maps(directory, tiny, tokenizer):
 def test_the_fill_mask_pipeline_says_the_same(trained, sentence):
     model, tokenizer = pretrained.load(trained / "model", CPU)
     theirs = pipeline("fill-mask", model=str(trained / "model"), top_k=5)(sentence)
-    ours = fill(sentence, model, tokenizer, 5, CPU)["masks"]
+    ours = fill([Sentence(sentence, "")], model, tokenizer, 5, CPU)[0]["masks"]
     for mask, their_mask in zip(ours, theirs if len(ours) > 1 else [theirs], strict=True):
         for candidate, expected in zip(mask, their_mask, strict=True):
             assert candidate["token"] == expected["token_str"]

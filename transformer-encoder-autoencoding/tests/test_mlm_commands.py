@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 import pretrained
 from corpus import MASK, SPECIAL_TOKENS
-from fill_mask import fill, score
+from fill_mask import Sentence, fill, score
 
 CPU = torch.device("cpu")
 MODEL_FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
@@ -248,7 +248,7 @@ def test_top_k_is_how_many_words_are_shown(script, trained, loaded, top_k):
     shown = min(top_k, loaded[0].config.vocab_size)
     assert len(out.splitlines()) == 1 + 2 * (1 + shown)
     assert "[MASK] 1" in out and "[MASK] 2" in out
-    result = fill(sentence, *loaded, top_k, CPU)
+    (result,) = fill([Sentence(sentence, "")], *loaded, top_k, CPU)
     for mask in result["masks"]:
         probabilities = [candidate["probability"] for candidate in mask]
         assert len(mask) == shown and probabilities == sorted(probabilities, reverse=True)
@@ -275,9 +275,9 @@ def test_surprisal_is_that_of_each_token_hidden_alone(script, trained, loaded):
 
 
 def test_sentences_that_were_taught_are_less_surprising_than_nonsense(loaded, training):
-    taught = score(training[0], *loaded, CPU)["pseudo_perplexity"]
-    shuffled = score(" ".join(sorted(training[0].split())), *loaded, CPU)["pseudo_perplexity"]
-    assert 1 <= taught < shuffled / 5
+    shuffled = " ".join(sorted(training[0].split()))
+    results = score([Sentence(text, "") for text in (training[0], shuffled)], *loaded, CPU)
+    assert 1 <= results[0]["pseudo_perplexity"] < results[1]["pseudo_perplexity"] / 5
 
 
 def test_scores_do_not_depend_on_how_many_words_are_hidden_at_a_time(make_model, bpe):
@@ -286,12 +286,38 @@ def test_scores_do_not_depend_on_how_many_words_are_hidden_at_a_time(make_model,
     long = "my mother bakes sweet bread today near the river and my father paints the old door red " * 2
     ids = bpe.encode(long).ids
     assert len(ids) > 66
-    result = score(long, model, bpe, CPU)
+    (result,) = score([Sentence(long, "")], model, bpe, CPU)
     assert len(result["tokens"]) == len(ids) - 2
     hidden = torch.tensor([ids])
     hidden[0, 65] = 4
     expected = F.cross_entropy(model(hidden)[0, 65], torch.tensor(ids[65])).item()
     assert result["tokens"][64]["surprisal"] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 30, 4096])
+def test_many_sentences_are_answered_as_each_alone_is(loaded, training, monkeypatch, batch_tokens):
+    monkeypatch.setattr("fill_mask.BATCH_TOKENS", batch_tokens)
+    texts = [training[0], *training[3:9], "the cat", f"{training[1]} {training[2]}"]
+    hidden = [Sentence(text.replace(" ", f" {MASK} ", 1), "") for text in texts]
+    close = {"rel": 1e-4, "abs": 1e-6}
+    for one, among in zip(hidden, fill(hidden, *loaded, 3, CPU), strict=True):
+        (alone,) = fill([one], *loaded, 3, CPU)
+        assert (among["input"], among["filled"]) == (alone["input"], alone["filled"])
+        for a, b in zip(among["masks"][0], alone["masks"][0], strict=True):
+            assert a["probability"] == pytest.approx(b["probability"], **close)
+    whole = [Sentence(text, "") for text in texts]
+    for one, among in zip(whole, score(whole, *loaded, CPU), strict=True):
+        (alone,) = score([one], *loaded, CPU)
+        assert among["pseudo_perplexity"] == pytest.approx(alone["pseudo_perplexity"], rel=1e-4)
+        assert [token["token"] for token in among["tokens"]] == [token["token"] for token in alone["tokens"]]
+
+
+def test_more_lines_than_are_held_at_a_time(trained, command, tmp_path):
+    lines = [f"the cat {MASK} the small mouse", f"our {MASK} drives a blue car"] * 600
+    stdin = "\n".join(lines).encode()
+    done = command("fill_mask.py", "--model", trained / "model", "--json", cwd=tmp_path, stdin=stdin)
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["input"] for line in done.stdout.splitlines()] == lines
 
 
 def test_a_person_reads_sentence_perplexity_and_words(script, trained):
