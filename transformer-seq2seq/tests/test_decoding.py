@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSeq2SeqLM
 
 import pretrained
-from decoding import Sampler, generate, generate_all
+from decoding import Sampler, generate, generate_all, largest
 from pairs import train_tokenizer
 
 few = settings(max_examples=25, deadline=None, database=None, derandomize=True)
@@ -278,3 +278,25 @@ def test_outputs_and_scores_are_hugging_faces(make_model, tmp_path, seed, beam, 
     if beam > 1:
         scores = [h.score for hypotheses in found for h in hypotheses]
         assert scores == pytest.approx(expected.sequences_scores.tolist(), abs=1e-4)
+
+
+# ------------------------------------------------------------------------- the best tokens, by blocks
+
+
+@given(
+    rows=st.integers(1, 4),
+    size=st.integers(1, 300),
+    k=st.integers(1, 12),
+    block=st.integers(1, 40),
+    seed=st.integers(0, 10**6),
+    levels=st.sampled_from([3, 10**6]),
+)
+def test_the_largest_are_topks(rows, size, k, block, seed, levels):
+    """Whatever stands where, with ties, minus infinities and a last block that is not full."""
+    k = min(k, size)
+    x = torch.randint(levels, (rows, size), generator=torch.Generator().manual_seed(seed)).float()
+    x[x == 0] = -math.inf
+    values, indices = largest(x, k, block)
+    assert torch.equal(values, x.topk(k).values)
+    assert torch.equal(x.gather(1, indices), values)
+    assert all(len(set(row)) == k for row in indices.tolist())

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 import benchmark
+import benchmark_generation
 from benchmark import HuggingFace, MatrixProducts, Ours, Plain
+from benchmark_generation import Task
 
 SIZES = "--d-model 16 --n-heads 2 --d-ff 24 --n-layers 1 --tokenizer word --batch-tokens 2000 --dropout 0"
 
@@ -62,3 +64,25 @@ def test_the_table(args, monkeypatch, capsys):
 
 def test_memory_is_of_a_process_of_its_own(args):
     assert 100 < benchmark.peak_of("ours, fp32") < 1500
+
+
+def test_generation_is_compared_on_the_same_prompts(trained, monkeypatch, capsys, tmp_path, training):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("".join(f"{source}\n\n" for source, *_ in training[:4]))
+    few = [Task("one", 2, 1, 1), Task("batch", 4, 4, 1), Task("beam", 4, 4, 2)]
+    monkeypatch.setattr(benchmark_generation, "TASKS", few)
+    flags = ["--device", "cpu", "--model", str(trained / "model"), "--input", str(prompts), "--rounds", "1"]
+    monkeypatch.setattr("sys.argv", ["benchmark.py", *flags])
+    benchmark.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if line and "tokens/s  " in line] == ["one", "batch", "beam"]
+    same = [line for line in lines if line.startswith("Hugging Face")]
+    assert ["2 of 2" in same[0], "4 of 4" in same[1], "4 of 4" in same[2]] == [True] * 3
+    exact = [line for line in lines if line.startswith("CTranslate2, fp32")]
+    assert "2 of 2" in exact[0] and "4 of 4" in exact[1]
+
+
+def test_agreement_counts_the_same_and_compares_their_scores():
+    mine = [([1, 2], -0.5), ([3], -1.0), ([4], -2.0)]
+    other = [([1, 2], -0.5), ([3], -1.25), ([5], -9.0)]
+    assert benchmark_generation.agreement(mine, other) == "2 of 3, scores within 2e-01"

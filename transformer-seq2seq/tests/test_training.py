@@ -296,6 +296,15 @@ def test_bf16_trains(begin):
     assert not torch.equal(run.model.embeddings.token.weight, before["embeddings.token.weight"])
 
 
+def test_the_curves_of_both_precisions_agree(begin):
+    curves = []
+    for precision in ("fp32", "bf16"):
+        run, _ = begin("--precision", precision, "--max-steps", 30, "--warmup-steps", 5)
+        run.train(Never())
+        curves.append([record["train_loss"] for record in run.progress.curve])
+    assert curves[0] != curves[1] == pytest.approx(curves[0], rel=0.03)
+
+
 def test_the_vocabulary_comes_from_the_training_pairs_alone(begin):
     run, tokenizer = begin(pairs=[("one two", "three", ""), ("four", "five", "")])
     words = set(tokenizer.get_vocab())
