@@ -54,15 +54,18 @@ def test_products_are_those_of_the_model(args, monkeypatch):
 
 
 def test_the_race_trains_both_and_draws(args, monkeypatch, tmp_path, capsys):
-    flags = f"race.py --device cpu --minutes 0.03 --output {tmp_path} {SIZES}"
+    flags = f"race.py --device cpu --minutes 0.03 --theirs 1e-4 1e-3 --output {tmp_path} {SIZES}"
     monkeypatch.setattr("sys.argv", flags.split())
     race.main()
     assert (tmp_path / "race.png").stat().st_size > 10_000
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(race.LEARNING_RATES) + 2
+    assert [line.split(":")[0] for line in lines] == [
+        "ours",
+        *(f"Hugging Face at {r}" for r in ("0.0001", "0.001")),
+    ]
     losses = [[float(loss) for loss in line.split("held-out loss ")[1].split()] for line in lines]
-    assert [len(curve) for curve in losses] == [1] * len(race.LEARNING_RATES) + [10, 10]
-    assert losses[-2][-1] < losses[-2][0]
+    assert [len(curve) for curve in losses] == [10, 10, 10]
+    assert losses[0][-1] < losses[0][0]
 
 
 def test_the_table(args, monkeypatch, capsys):
