@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from cli import InputError
+from cli import InputError, warn
 
 
 @dataclass
@@ -27,8 +27,14 @@ class Progress:
     best_accuracy: float = 0.0
 
 
+def before(path: Path) -> Path:
+    """Where the checkpoint before the last one is kept."""
+    return path.with_name(f"{path.stem}.before{path.suffix}")
+
+
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write state, made of tensors, numbers, strings, lists and dicts, and only then move it to its place."""
+    """Write state, made of tensors, numbers, strings, lists and dicts, and only then move it to its place;
+    the one that was there is kept as the one before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     try:
@@ -36,28 +42,38 @@ def save(path: Path, state: dict[str, Any]) -> None:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
+        if path.exists():
+            os.replace(path, before(path))
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
 
 def load(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """Read what save wrote, provided that its "identity" (what must not change within a run) is this one.
+    """Read what save wrote last, or, with a warning, the one before where that is damaged, provided that its
+    "identity" (what must not change within a run) is this one.
 
-    Raises InputError where there is no checkpoint, it is damaged, or it belongs to another run.
+    Raises InputError where there is no checkpoint, none that can be read, or one of another run.
     """
-    if not path.is_file():
+    candidates = [candidate for candidate in (path, before(path)) if candidate.is_file()]
+    if not candidates:
         raise InputError(f"{path}: no checkpoint here to resume from; run without --resume first")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        saved = state["identity"]
-    except Exception as error:  # torch raises many kinds for a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: is damaged ({reason}); run without --resume") from None
-    for name, value in identity.items():
-        if saved.get(name) != value:
-            raise InputError(
-                f"{path}: belongs to a run with {name} {saved.get(name)}, not {value}; "
-                "give the same, or run without --resume"
-            )
-    return state
+    damage = []
+    for candidate in candidates:
+        try:
+            state = torch.load(candidate, map_location="cpu", weights_only=True)
+            saved = state["identity"]
+        except Exception as error:  # torch raises many kinds for a damaged file
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            damage.append(f"{candidate}: is damaged ({reason})")
+            continue
+        if damage:
+            warn(f"{damage[0]}; going on from the one before it")
+        for name, value in identity.items():
+            if saved.get(name) != value:
+                raise InputError(
+                    f"{candidate}: belongs to a run with {name} {saved.get(name)}, not {value}; "
+                    "give the same, or run without --resume"
+                )
+        return state
+    raise InputError(f"{damage[0]}; run without --resume")

@@ -16,6 +16,7 @@ from transformer import Transformer
 
 def answer_all(model: Transformer, tokenizer: Tokenizer, sources: list[str]) -> list[str]:
     """The greedy output for every source, of at most twice its number of tokens and 20 more, in order."""
+    model.eval()
     ids = [encoding.ids[-model.config.max_length :] for encoding in tokenizer.encode_batch(sources)]
     longest = max(len(row) for row in ids)
     found = generate_all(model, ids, min(model.config.max_length, 2 * longest + 20))

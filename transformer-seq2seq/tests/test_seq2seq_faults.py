@@ -1,0 +1,158 @@
+"""Nothing is lost: a run killed at any moment and resumed ends as if it had never stopped."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import checkpoint
+import train
+from cli import InputError
+
+# saves after every update, so that a kill often hits a save
+EAGER = "import train; train.SAVE_SECONDS = 0; train.run(train.main)"
+STEPS = 60
+FOLDER = Path(train.__file__).parent
+
+
+@pytest.fixture
+def flags(tmp_path, write_pairs, training, held_out, sizes):
+    """flags(output) -> the command line of a short run that evaluates twice."""
+    files = write_pairs(tmp_path / "pairs.tsv", training), write_pairs(tmp_path / "held.tsv", held_out)
+    common = ["--pairs", files[0], "--held-out", files[1], *sizes, "--max-steps", STEPS, "--dropout", 0.2]
+    return lambda output: [str(flag) for flag in (*common, "--output", output)]
+
+
+def start(flags):
+    return subprocess.Popen(
+        [sys.executable, "-c", EAGER, *flags],
+        cwd=FOLDER,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def outcome(folder):
+    """Weights, curve and figures of a finished run, without its seconds."""
+    lines = (folder / "samples" / "metrics.jsonl").read_text().splitlines()
+    curve = [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+    figures = json.loads((folder / "samples" / "metrics.json").read_text()) | {"seconds": 0}
+    return load_file(folder / "model" / "model.safetensors"), curve, figures
+
+
+def test_a_run_killed_again_and_again_ends_as_if_it_had_never_been(tmp_path, flags):
+    kills = int(os.environ.get("KILLS", "3"))
+    chance = random.Random(int(os.environ.get("KILL_SEED", "0")))
+    process = start(flags(tmp_path / "whole"))
+    started = time.monotonic()
+    assert process.wait() == 0, process.stderr.read()
+    whole = time.monotonic() - started
+    hit = 0
+    for _ in range(20 * kills):
+        resume = ["--resume"] if (tmp_path / "out" / "checkpoint.pt").exists() else []
+        process = start([*flags(tmp_path / "out"), *resume])
+        if hit == kills:
+            assert process.wait() == 0, process.stderr.read()
+            break
+        time.sleep(chance.uniform(0.3, 1.0) * whole)
+        process.send_signal(signal.SIGKILL)
+        hit += process.wait() == -signal.SIGKILL
+    (weights, curve, figures), expected = outcome(tmp_path / "out"), outcome(tmp_path / "whole")
+    assert weights.keys() == expected[0].keys()
+    assert all(torch.equal(weights[name], expected[0][name]) for name in weights)
+    assert curve == expected[1] and figures == expected[2]
+
+
+def test_a_finished_run_is_resumed_to_the_same_figures(tmp_path, flags, script):
+    """As after a kill between the last state and the last figure."""
+    assert script("train", *flags(tmp_path / "out"))[0] == 0
+    expected = outcome(tmp_path / "out")
+    (tmp_path / "out" / "samples" / "metrics.json").unlink()
+    assert script("train", *flags(tmp_path / "out"), "--resume")[0] == 0
+    weights, curve, figures = outcome(tmp_path / "out")
+    assert all(torch.equal(weights[name], expected[0][name]) for name in weights)
+    assert (curve, figures) == expected[1:]
+
+
+@pytest.fixture
+def interrupted(flags, tmp_path, monkeypatch, capsys):
+    """A run of which the states after steps 1 and 2 are kept: its folder, and what begins it anew."""
+    monkeypatch.setattr("train.SAVE_SECONDS", 0)
+
+    def begin():
+        monkeypatch.setattr("sys.argv", ["train.py", *flags(tmp_path / "out")])
+        args = train.parse_args()
+        pairs = train.training_and_held_out(args.pairs, args.held_out, (None, None), args.seed)
+        return train.prepare(args, torch.device("cpu"), *pairs)[0]
+
+    run = begin()
+
+    class AfterTwo:
+        @property
+        def asked(self):
+            return run.progress.step >= 2
+
+    run.train(AfterTwo())
+    capsys.readouterr()
+    return tmp_path / "out", begin
+
+
+def test_the_last_two_states_are_kept(interrupted):
+    folder, _ = interrupted
+    steps = [
+        torch.load(folder / name, weights_only=True)["progress"]["step"]
+        for name in ("checkpoint.before.pt", "checkpoint.pt")
+    ]
+    assert steps == [1, 2]
+
+
+@pytest.mark.parametrize("left", [0, 100, 0.9])
+def test_a_damaged_state_falls_back_to_the_one_before_and_says_so(interrupted, capsys, left):
+    folder, begin = interrupted
+    path = folder / "checkpoint.pt"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(left * len(content)) if isinstance(left, float) else left])
+    run = begin()
+    run.restore()
+    assert run.progress.step == 1
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "checkpoint.pt: is damaged" in warning and "the one before" in warning
+
+
+def test_a_kill_between_two_renames_loses_nothing(interrupted):
+    folder, begin = interrupted
+    os.replace(folder / "checkpoint.pt", folder / "checkpoint.before.pt")
+    run = begin()
+    run.restore()
+    assert run.progress.step == 2
+
+
+def test_two_damaged_states_are_refused(interrupted):
+    folder, begin = interrupted
+    for name in ("checkpoint.pt", "checkpoint.before.pt"):
+        (folder / name).write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"checkpoint\.pt: is damaged .*run without --resume"):
+        begin().restore()
+
+
+def test_a_full_disk_keeps_the_states_there_are(interrupted, monkeypatch):
+    folder, _ = interrupted
+    before = {path.name: path.read_bytes() for path in folder.glob("checkpoint*")}
+
+    def fail(state, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(folder / "checkpoint.pt", {})
+    assert {path.name: path.read_bytes() for path in folder.glob("checkpoint*")} == before
