@@ -33,6 +33,7 @@ import pretrained
 import train_mlm
 from cli import InputError, Parser, pick_device, run, whole
 from corpus import IGNORE, training_and_held_out
+from parallel import Team
 
 HERE = Path(__file__).parent
 PRODUCTS = "matrix products of ours, fp32"
@@ -48,7 +49,7 @@ def begin(args: Namespace):
     files = args.corpus or [HERE / "data" / "train.txt"]
     held_out_file = args.held_out or (None if args.corpus else HERE / "data" / "held_out.txt")
     texts = training_and_held_out(files, held_out_file, args.seed)
-    return train_mlm.prepare(args, pick_device(args.device), *texts)
+    return train_mlm.prepare(args, Team(pick_device(args.device)), *texts)
 
 
 class Ours:
@@ -69,7 +70,7 @@ class Ours:
 
     def step(self, done: float) -> int:
         indices = next(self.batches)
-        self.state.update(self.state.corpus.rows(indices), done)
+        self.state.update(indices, done)
         return int(self.state.corpus.lengths[indices].sum())
 
     def logits(self, inputs: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from cli import InputError, Interrupt, Parser, pick_device, real, run, warn, who
 from corpus import IGNORE, PAD, Corpus, corrupt, train_tokenizer, training_and_held_out
 from encoder import EncoderConfig, MaskedLanguageModel
 from fast import best_precision, fast_training
+from parallel import Team, seed_all
 
 HERE = Path(__file__).parent
 DEFAULT_EPOCHS = 180
@@ -112,7 +113,7 @@ class Run:
     model if it is good, save() writes what a continuation needs."""
 
     args: argparse.Namespace
-    device: torch.device
+    team: Team
     model: MaskedLanguageModel
     optimizer: torch.optim.Optimizer
     corpus: Corpus
@@ -121,38 +122,49 @@ class Run:
     progress: Progress = field(default_factory=Progress)
     kept: dict[str, Tensor] | None = None  # the weights chosen so far
 
+    @property
+    def device(self) -> torch.device:
+        return self.team.device
+
     def corrupt(self, ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """ids (B, S) -> inputs and labels (B, S), on the device."""
         vocab_size = self.model.config.vocab_size
         inputs, labels = corrupt(ids, self.corpus.special, vocab_size, self.args.mask_prob, generator)
         return inputs.to(self.device), labels.to(self.device)
 
-    def update(self, ids: Tensor, done: float) -> None:
-        """One step of the optimizer on one batch of sentences, ids (B, S), corrupted afresh."""
-        args, progress = self.args, self.progress
-        torch.manual_seed(int(np.random.SeedSequence([args.seed, progress.step]).generate_state(1)[0]))
+    def update(self, indices: np.ndarray, done: float) -> None:
+        """One step of the optimizer on the batch of the windows with these indices, corrupted afresh."""
+        args, progress, team = self.args, self.progress, self.team
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(progress.step, done, args.learning_rate, args.warmup_steps)
-        inputs, labels = self.corrupt(ids, torch.default_generator)
-        hidden = labels != IGNORE
+        seed_all(args.seed, progress.step)  # the masks do not depend on the number of processes, dropout does
+        inputs, labels = self.corrupt(self.corpus.rows(indices), torch.default_generator)
+        n_hidden = int((labels != IGNORE).sum())
+        seed_all(args.seed, progress.step, 1 + team.rank)
 
         self.model.train()
-        with fast_training(self.device, args.precision):
-            logits = self.model(inputs, hidden)  # (N, V)
-        loss = F.cross_entropy(logits.float(), labels[hidden])
-        if not torch.isfinite(loss):
+        self.optimizer.zero_grad()
+        loss = torch.zeros(())
+        if len(inputs := team.share(inputs)):
+            labels = team.share(labels)
+            hidden = labels != IGNORE
+            with fast_training(self.device, args.precision):
+                logits = self.model(inputs, hidden)  # (N, V)
+            loss = F.cross_entropy(logits.float(), labels[hidden], reduction="sum")
+            (loss / n_hidden).backward()
+        (loss_sum,) = team.total(loss.item())
+        if not math.isfinite(loss_sum):
             raise InputError(
                 f"the loss is no longer finite at step {progress.step}; try a lower --learning-rate"
             )
-        self.optimizer.zero_grad()
-        loss.backward()
+        team.sum_gradients(self.model.parameters())
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
 
         progress.step += 1
-        progress.tokens += int((ids != self.corpus.special.pad).sum())
-        progress.nll += loss.item() * len(logits)
-        progress.nll_tokens += len(logits)
+        progress.tokens += int(self.corpus.lengths[indices].sum())
+        progress.nll += loss_sum
+        progress.nll_tokens += n_hidden
 
     @torch.no_grad()
     def evaluate(self) -> None:
@@ -194,9 +206,10 @@ class Run:
         """The batches of an epoch, as the seed has them."""
         return self.corpus.plan(self.args.batch_tokens, np.random.default_rng([self.args.seed, epoch]))
 
-    def train(self, interrupt: Interrupt) -> None:
-        """Update until a limit is reached or an interrupt asks to stop; evaluate and save on the way."""
-        args, progress = self.args, self.progress
+    def train(self, interrupt: Interrupt) -> bool:
+        """Update until a limit is reached or an interrupt asks to stop; evaluate and save on the way. Returns
+        whether it was an interrupt."""
+        args, progress, team = self.args, self.progress, self.team
         plan = self.plan(progress.epoch)
         max_steps = min(args.max_steps or math.inf, (args.epochs or math.inf) * len(plan))
         max_seconds = 60 * (args.max_minutes or math.inf)
@@ -206,25 +219,36 @@ class Run:
         def spent() -> float:
             return max(progress.step / max_steps, progress.seconds / max_seconds)
 
-        bar = tqdm(initial=progress.step, unit="step", dynamic_ncols=True)
+        def look_up() -> bool:
+            """Read the leader's clock; whether anybody has been interrupted."""
+            progress.seconds, asked = team.total(
+                team.leads * (time.monotonic() - started), bool(interrupt.asked)
+            )
+            return asked > 0
+
+        bar = tqdm(initial=progress.step, unit="step", dynamic_ncols=True, disable=not team.leads)
         bar.total = max_steps if max_steps < math.inf else None
-        while (done := spent()) < 1 and not interrupt.asked:
-            self.update(self.corpus.rows(plan[progress.position]), done)
+        asked = look_up()
+        while (done := spent()) < 1 and not asked:
+            self.update(plan[progress.position], done)
             bar.update()
             progress.position += 1
             if progress.position == len(plan):
                 progress.epoch, progress.position = progress.epoch + 1, 0
                 plan = self.plan(progress.epoch)
-            progress.seconds = time.monotonic() - started
+            asked = look_up()
             if due := spent() >= 1 or progress.step % evaluate_every == 0:
-                self.evaluate()
-                progress.seconds = time.monotonic() - started
-                losses = {name: f"{progress.curve[-1][name]:.3f}" for name in ("train_loss", "held_out_loss")}
-                bar.set_postfix(epoch=progress.epoch, **losses)
-            if due or interrupt.asked or progress.seconds > saved + SAVE_SECONDS:
+                if team.leads:
+                    self.evaluate()
+                    last = progress.curve[-1]
+                    losses = {name: f"{last[name]:.3f}" for name in ("train_loss", "held_out_loss")}
+                    bar.set_postfix(epoch=progress.epoch, **losses)
+                asked = look_up()
+            if team.leads and (due or asked or progress.seconds > saved + SAVE_SECONDS):
                 self.save()
                 saved = progress.seconds
         bar.close()
+        return asked
 
     def save(self) -> None:
         """Write the curve so far, and the checkpoint from which --resume goes on exactly here."""
@@ -263,47 +287,50 @@ def begin(args: argparse.Namespace, device: torch.device, sentences: list[str]):
     return MaskedLanguageModel(config).to(device), tokenizer
 
 
-def prepare(args: argparse.Namespace, device: torch.device, sentences: list[str], held_out: list[str]):
+def prepare(args: argparse.Namespace, team: Team, sentences: list[str], held_out: list[str]):
     """A Run at its beginning, and the tokenizer."""
-    model, tokenizer = begin(args, device, sentences)
+    model, tokenizer = begin(args, team.device, sentences)
     max_length = min(args.max_length, model.config.max_length)
     corpus, held_out_corpus = (Corpus(texts, tokenizer, max_length) for texts in (sentences, held_out))
-    args.precision = args.precision or best_precision(device)
+    args.precision = args.precision or best_precision(team.device)
     large = corpus.tokens > 100 * LARGE_BATCH  # an epoch of large batches has 100 updates then
     args.batch_tokens = args.batch_tokens or (LARGE_BATCH if large else SMALL_BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     digest = hashlib.sha256(corpus.ids.tobytes()).hexdigest()[:16]
     identity = {"corpus": digest, **asdict(model.config), **{name: getattr(args, name) for name in FIXED}}
-    return Run(args, device, model, optimizer, corpus, held_out_corpus, identity), tokenizer
+    return Run(args, team, model, optimizer, corpus, held_out_corpus, identity), tokenizer
 
 
 def main() -> None:
     args = parse_args()
-    device = pick_device(args.device)
+    team = Team.join(pick_device(args.device))
     files = args.corpus or [HERE / "data" / "train.txt"]
     held_out_file = args.held_out or (None if args.corpus else HERE / "data" / "held_out.txt")
     sentences, held_out = training_and_held_out(files, held_out_file, args.seed)
     recall_tests = [cloze for path in files for cloze in evaluation.read_clozes(path)]
     held_out_tests = evaluation.read_clozes(held_out_file) if held_out_file else []
-    state, tokenizer = prepare(args, device, sentences, held_out)
+    state, tokenizer = prepare(args, team, sentences, held_out)
     evaluation.check_lengths(recall_tests + held_out_tests, tokenizer, state.model.config.max_length)
     n_parameters = sum(parameter.numel() for parameter in state.model.parameters())
     if args.resume:
         state.restore()
     args.output.mkdir(parents=True, exist_ok=True)
-    print(
-        f"{len(sentences):,} sentences to train on, {len(held_out):,} held out; "
-        f"vocabulary of {tokenizer.get_vocab_size():,}; {n_parameters:,} parameters on {device.type}"
-    )
-    interrupt = Interrupt()
-    state.train(interrupt)
+    if team.leads:
+        print(
+            f"{len(sentences):,} sentences to train on, {len(held_out):,} held out; "
+            f"vocabulary of {tokenizer.get_vocab_size():,}; {n_parameters:,} parameters on {team}"
+        )
+    interrupted = state.train(Interrupt())
+    team.leave()
+    if not team.leads:
+        return
     if not state.progress.step:
         raise KeyboardInterrupt("interrupted before the first step; nothing was written")
     if state.kept is None:
         state.evaluate()
     state.model.load_state_dict(state.kept)
     pretrained.save(args.output / "model", state.model, tokenizer)
-    if interrupt.asked:
+    if interrupted:
         raise KeyboardInterrupt(
             f"interrupted; the model so far is in {args.output / 'model'}, --resume goes on"
         )

@@ -36,6 +36,7 @@ import pretrained
 import train
 from cli import InputError, Parser, pick_device, run, whole
 from pairs import IGNORE, decode_lines, open_text, read_pairs, training_and_held_out
+from parallel import Team
 
 HERE = Path(__file__).parent
 PRODUCTS = "matrix products of ours, fp32"
@@ -54,7 +55,7 @@ def begin(args: Namespace):
         (args.source_column, args.target_column),
         args.seed,
     )
-    return train.prepare(args, pick_device(args.device), pairs, held_out)
+    return train.prepare(args, Team(pick_device(args.device)), pairs, held_out)
 
 
 class Ours:
@@ -75,7 +76,7 @@ class Ours:
 
     def step(self, done: float) -> int:
         indices = next(self.batches)
-        self.state.update(self.state.corpus.batch(indices).to(self.state.device), done)
+        self.state.update(indices, done)
         return int(self.state.corpus.target.lengths[indices].sum())
 
 

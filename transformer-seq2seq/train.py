@@ -30,7 +30,8 @@ import pretrained
 from checkpoint import Progress
 from cli import InputError, Interrupt, Parser, pick_device, real, run, warn, whole
 from fast import best_precision, fast_training, token_losses
-from pairs import IGNORE, PAD, Batch, Pair, PairCorpus, train_tokenizer, training_and_held_out
+from pairs import IGNORE, PAD, Pair, PairCorpus, train_tokenizer, training_and_held_out
+from parallel import Team, seed_all
 from transformer import Transformer, TransformerConfig
 
 HERE = Path(__file__).parent
@@ -106,7 +107,7 @@ class Run:
     model if it is good, save() writes what a continuation needs."""
 
     args: argparse.Namespace
-    device: torch.device
+    team: Team
     model: Transformer
     optimizer: torch.optim.Optimizer
     corpus: PairCorpus
@@ -115,33 +116,43 @@ class Run:
     progress: Progress = field(default_factory=Progress)
     kept: dict[str, Tensor] | None = None  # the weights chosen so far
 
-    def update(self, batch: Batch, done: float) -> None:
-        """One step of the optimizer on one batch."""
-        args, progress = self.args, self.progress
-        torch.manual_seed(int(np.random.SeedSequence([args.seed, progress.step]).generate_state(1)[0]))
+    @property
+    def device(self) -> torch.device:
+        return self.team.device
+
+    def update(self, indices: np.ndarray, done: float) -> None:
+        """One step of the optimizer on the batch of the pairs with these indices."""
+        args, progress, team = self.args, self.progress, self.team
+        seed_all(args.seed, progress.step, team.rank)  # dropout
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(progress.step, done, args.learning_rate, args.warmup_steps)
-        scored = batch.labels != IGNORE
-        labels = batch.labels[scored]  # (N)
+        n_tokens = int(self.corpus.target.lengths[indices].sum())
 
         self.model.train()
-        with fast_training(self.device, args.precision):
-            states = self.model.states(batch.source, batch.target)[scored]  # (N, D)
-        weight, bias = self.model.embeddings.token.weight, self.model.output_bias
-        loss, nll = token_losses(states, weight, bias, labels, args.label_smoothing, args.precision)
-        if not torch.isfinite(loss):
+        self.optimizer.zero_grad()
+        loss = nll = torch.zeros(())
+        if len(share := team.share(indices)):
+            batch = self.corpus.batch(share).to(self.device)
+            scored = batch.labels != IGNORE
+            with fast_training(self.device, args.precision):
+                states = self.model.states(batch.source, batch.target)[scored]  # (N, D)
+            weight, bias = self.model.embeddings.token.weight, self.model.output_bias
+            labels, smoothing = batch.labels[scored], args.label_smoothing
+            loss, nll = token_losses(states, weight, bias, labels, smoothing, args.precision)
+            (loss / n_tokens).backward()
+        loss_sum, nll_sum = team.total(loss.item(), nll.item())
+        if not math.isfinite(loss_sum):
             raise InputError(
                 f"the loss is no longer finite at step {progress.step}; try a lower --learning-rate"
             )
-        self.optimizer.zero_grad()
-        (loss / len(labels)).backward()
+        team.sum_gradients(self.model.parameters())
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
 
         progress.step += 1
-        progress.tokens += len(labels)
-        progress.nll += nll.item()
-        progress.nll_tokens += len(labels)
+        progress.tokens += n_tokens
+        progress.nll += nll_sum
+        progress.nll_tokens += n_tokens
 
     @torch.no_grad()
     def evaluate(self) -> None:
@@ -182,9 +193,10 @@ class Run:
         """The batches of an epoch, as the seed has them."""
         return self.corpus.plan(self.args.batch_tokens, np.random.default_rng([self.args.seed, epoch]))
 
-    def train(self, interrupt: Interrupt) -> None:
-        """Update until a limit is reached or an interrupt asks to stop; evaluate and save on the way."""
-        args, progress = self.args, self.progress
+    def train(self, interrupt: Interrupt) -> bool:
+        """Update until a limit is reached or an interrupt asks to stop; evaluate and save on the way. Returns
+        whether it was an interrupt."""
+        args, progress, team = self.args, self.progress, self.team
         plan = self.plan(progress.epoch)
         max_steps = min(args.max_steps or math.inf, (args.epochs or math.inf) * len(plan))
         max_seconds = 60 * (args.max_minutes or math.inf)
@@ -194,25 +206,36 @@ class Run:
         def spent() -> float:
             return max(progress.step / max_steps, progress.seconds / max_seconds)
 
-        bar = tqdm(initial=progress.step, unit="step", dynamic_ncols=True)
+        def look_up() -> bool:
+            """Read the leader's clock; whether anybody has been interrupted."""
+            progress.seconds, asked = team.total(
+                team.leads * (time.monotonic() - started), bool(interrupt.asked)
+            )
+            return asked > 0
+
+        bar = tqdm(initial=progress.step, unit="step", dynamic_ncols=True, disable=not team.leads)
         bar.total = max_steps if max_steps < math.inf else None
-        while (done := spent()) < 1 and not interrupt.asked:
-            self.update(self.corpus.batch(plan[progress.position]).to(self.device), done)
+        asked = look_up()
+        while (done := spent()) < 1 and not asked:
+            self.update(plan[progress.position], done)
             bar.update()
             progress.position += 1
             if progress.position == len(plan):
                 progress.epoch, progress.position = progress.epoch + 1, 0
                 plan = self.plan(progress.epoch)
-            progress.seconds = time.monotonic() - started
+            asked = look_up()
             if due := spent() >= 1 or progress.step % evaluate_every == 0:
-                self.evaluate()
-                progress.seconds = time.monotonic() - started
-                losses = {name: f"{progress.curve[-1][name]:.3f}" for name in ("train_loss", "held_out_loss")}
-                bar.set_postfix(epoch=progress.epoch, **losses)
-            if due or interrupt.asked or progress.seconds > saved + SAVE_SECONDS:
+                if team.leads:
+                    self.evaluate()
+                    last = progress.curve[-1]
+                    losses = {name: f"{last[name]:.3f}" for name in ("train_loss", "held_out_loss")}
+                    bar.set_postfix(epoch=progress.epoch, **losses)
+                asked = look_up()
+            if team.leads and (due or asked or progress.seconds > saved + SAVE_SECONDS):
                 self.save()
                 saved = progress.seconds
         bar.close()
+        return asked
 
     def save(self) -> None:
         """Write the curve so far, and the checkpoint from which --resume goes on exactly here."""
@@ -260,9 +283,9 @@ def begin(args: argparse.Namespace, device: torch.device, pairs: list[Pair]):
     return Transformer(config).to(device), tokenizer
 
 
-def prepare(args: argparse.Namespace, device: torch.device, pairs: list[Pair], held_out: list[Pair]):
+def prepare(args: argparse.Namespace, team: Team, pairs: list[Pair], held_out: list[Pair]):
     """A Run at its beginning, and the tokenizer."""
-    model, tokenizer = begin(args, device, pairs)
+    model, tokenizer = begin(args, team.device, pairs)
     max_length = min(args.max_length, model.config.max_length)
     corpus = PairCorpus(pairs, tokenizer, max_length)
     held_out_corpus = PairCorpus(held_out, tokenizer, max_length)
@@ -271,43 +294,46 @@ def prepare(args: argparse.Namespace, device: torch.device, pairs: list[Pair], h
             f"left out {corpus.too_long} training and {held_out_corpus.too_long} held-out pairs of more than "
             f"{max_length} tokens on a side; raise --max-length to keep them"
         )
-    args.precision = args.precision or best_precision(device)
+    args.precision = args.precision or best_precision(team.device)
     large = len(corpus.target.ids) > 100 * LARGE_BATCH  # an epoch of large batches has 100 updates then
     args.batch_tokens = args.batch_tokens or (LARGE_BATCH if large else SMALL_BATCH)
     optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98), eps=1e-9, fused=True)
     digest = hashlib.sha256(corpus.source.ids.tobytes() + corpus.target.ids.tobytes()).hexdigest()[:16]
     fixed = {name: getattr(args, name) for name in FIXED}
     identity = {"corpus": digest, **asdict(model.config), **fixed}
-    return Run(args, device, model, optimizer, corpus, held_out_corpus, identity), tokenizer
+    return Run(args, team, model, optimizer, corpus, held_out_corpus, identity), tokenizer
 
 
 def main() -> None:
     args = parse_args()
-    device = pick_device(args.device)
+    team = Team.join(pick_device(args.device))
     pairs, held_out = training_and_held_out(
         args.pairs or [HERE / "data" / "train.tsv"],
         args.held_out or (None if args.pairs else HERE / "data" / "held_out.tsv"),
         (args.source_column, args.target_column),
         args.seed,
     )
-    state, tokenizer = prepare(args, device, pairs, held_out)
+    state, tokenizer = prepare(args, team, pairs, held_out)
     n_parameters = sum(parameter.numel() for parameter in state.model.parameters())
     if args.resume:
         state.restore()
     args.output.mkdir(parents=True, exist_ok=True)
-    print(
-        f"{len(state.corpus):,} pairs to train on, {len(state.held_out):,} held out; "
-        f"vocabulary of {tokenizer.get_vocab_size():,}; {n_parameters:,} parameters on {device.type}"
-    )
-    interrupt = Interrupt()
-    state.train(interrupt)
+    if team.leads:
+        print(
+            f"{len(state.corpus):,} pairs to train on, {len(state.held_out):,} held out; "
+            f"vocabulary of {tokenizer.get_vocab_size():,}; {n_parameters:,} parameters on {team}"
+        )
+    interrupted = state.train(Interrupt())
+    team.leave()
+    if not team.leads:
+        return
     if not state.progress.step:
         raise KeyboardInterrupt("interrupted before the first step; nothing was written")
     if state.kept is None:
         state.evaluate()
     state.model.load_state_dict(state.kept)
     pretrained.save(args.output / "model", state.model, tokenizer)
-    if interrupt.asked:
+    if interrupted:
         raise KeyboardInterrupt(
             f"interrupted; the model so far is in {args.output / 'model'}, --resume goes on"
         )

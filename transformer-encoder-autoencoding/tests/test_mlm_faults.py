@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import checkpoint
 import train_mlm
 from cli import InputError
+from parallel import Team
 
 # saves after every update, so that a kill often hits a save
 EAGER = "import train_mlm; train_mlm.SAVE_SECONDS = 0; train_mlm.run(train_mlm.main)"
@@ -94,7 +95,7 @@ def interrupted(flags, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr("sys.argv", ["train_mlm.py", *flags(tmp_path / "out")])
         args = train_mlm.parse_args()
         texts = train_mlm.training_and_held_out(args.corpus, args.held_out, args.seed)
-        return train_mlm.prepare(args, torch.device("cpu"), *texts)[0]
+        return train_mlm.prepare(args, Team(torch.device("cpu")), *texts)[0]
 
     run = begin()
 

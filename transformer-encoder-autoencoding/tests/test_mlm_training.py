@@ -15,6 +15,7 @@ import checkpoint
 import train_mlm
 from cli import InputError
 from corpus import IGNORE
+from parallel import Team
 from train_mlm import learning_rate
 
 CPU = torch.device("cpu")
@@ -39,7 +40,7 @@ def new_run(monkeypatch, tmp_path, training, held_out):
     def new(*flags, sentences=training, sizes="--d-model 16 --n-layers 1 --n-heads 2 --d-ff 32"):
         line = [*sizes.split(), "--batch-tokens", "48", "--output", str(tmp_path), *map(str, flags)]
         monkeypatch.setattr(sys, "argv", ["train_mlm.py", *line])
-        return train_mlm.prepare(train_mlm.parse_args(), CPU, sentences, held_out)[0]
+        return train_mlm.prepare(train_mlm.parse_args(), Team(CPU), sentences, held_out)[0]
 
     return new
 
@@ -82,15 +83,15 @@ def test_learning_rate_falls_as_half_a_cosine_to_zero():
 def test_a_step_follows_the_gradient_of_the_hidden_tokens_alone(new_run, monkeypatch):
     """One update is what AdamW makes of the cross-entropy at the hidden positions, clipped to norm 1."""
     run = new_run("--learning-rate", 1e-2, "--warmup-steps", 0, "--precision", "fp32")
-    ids = run.corpus.rows(run.plan(0)[0])
+    rows = run.plan(0)[0]
     seen = []
     corrupt = train_mlm.corrupt
     monkeypatch.setattr(train_mlm, "corrupt", lambda *args: seen.append(corrupt(*args)) or seen[-1])
     reference = new_run("--learning-rate", 1e-2, "--warmup-steps", 0).model
     assert same_weights(weights(run), reference.state_dict())
-    run.update(ids, done=0.0)
+    run.update(rows, done=0.0)
     inputs, labels = seen[0]
-    assert 0 < (labels != IGNORE).sum() < (ids != 0).sum() / 2
+    assert 0 < (labels != IGNORE).sum() < run.corpus.lengths[rows].sum() / 2
 
     loss = F.cross_entropy(reference(inputs).flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
     loss.backward()
@@ -99,19 +100,19 @@ def test_a_step_follows_the_gradient_of_the_hidden_tokens_alone(new_run, monkeyp
     for name, tensor in reference.state_dict().items():
         torch.testing.assert_close(run.model.state_dict()[name], tensor, rtol=0, atol=1e-5)
     progress = run.progress
-    assert (progress.step, progress.tokens) == (1, int((ids != 0).sum()))
+    assert (progress.step, progress.tokens) == (1, int(run.corpus.lengths[rows].sum()))
     assert progress.nll / progress.nll_tokens == pytest.approx(loss.item(), abs=1e-5)
     assert progress.nll_tokens == int((labels != IGNORE).sum())
 
 
 def test_every_step_hides_other_tokens(new_run, monkeypatch):
     run = new_run()
-    ids = run.corpus.rows(run.plan(0)[0])
+    rows = run.plan(0)[0]
     seen = []
     corrupt = train_mlm.corrupt
     monkeypatch.setattr(train_mlm, "corrupt", lambda *args: seen.append(corrupt(*args)) or seen[-1])
     for _ in range(3):
-        run.update(ids, done=0.0)
+        run.update(rows, done=0.0)
     assert not torch.equal(seen[0][1], seen[1][1]) and not torch.equal(seen[1][1], seen[2][1])
 
 
@@ -119,11 +120,11 @@ def test_every_step_hides_other_tokens(new_run, monkeypatch):
 def test_a_model_learns_one_batch_by_heart(new_run, precision):
     sizes = f"--d-model 32 --n-heads 2 --d-ff 64 --precision {precision}"
     run = new_run("--learning-rate", 1e-2, "--warmup-steps", 10, sizes=sizes)
-    ids = run.corpus.rows(run.plan(0)[0])
+    rows = run.plan(0)[0]
     losses = []
     for _ in range(200):
         run.progress.nll = run.progress.nll_tokens = 0
-        run.update(ids, done=0.0)
+        run.update(rows, done=0.0)
         losses.append(run.progress.nll / run.progress.nll_tokens)
     assert sum(losses[:5]) / 5 > 2.5
     assert sum(losses[-40:]) / 40 < 0.3, losses[-10:]
@@ -149,7 +150,7 @@ def test_evaluation_hides_the_same_tokens_every_time_and_hides_some(new_run, mon
     run.progress.nll_tokens = 1
     run.evaluate()
     first, calls[:] = list(calls), []
-    run.update(run.corpus.rows(run.plan(0)[0]), done=0.0)
+    run.update(run.plan(0)[0], done=0.0)
     calls.clear()
     run.evaluate()
     assert len(first) == len(calls) > 0
@@ -181,7 +182,7 @@ def test_evaluation_leaves_the_model_and_its_training_as_they_are(new_run):
     plain, watched = new_run(), new_run()
     for run in (plain, watched):
         for rows in run.plan(0):
-            run.update(run.corpus.rows(rows), done=0.0)
+            run.update(rows, done=0.0)
             if run is watched:
                 run.evaluate()
     assert same_weights(weights(plain), weights(watched))

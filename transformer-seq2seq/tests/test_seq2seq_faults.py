@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import checkpoint
 import train
 from cli import InputError
+from parallel import Team
 
 # saves after every update, so that a kill often hits a save
 EAGER = "import train; train.SAVE_SECONDS = 0; train.run(train.main)"
@@ -92,7 +93,7 @@ def interrupted(flags, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr("sys.argv", ["train.py", *flags(tmp_path / "out")])
         args = train.parse_args()
         pairs = train.training_and_held_out(args.pairs, args.held_out, (None, None), args.seed)
-        return train.prepare(args, torch.device("cpu"), *pairs)[0]
+        return train.prepare(args, Team(torch.device("cpu")), *pairs)[0]
 
     run = begin()
 

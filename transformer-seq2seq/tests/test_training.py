@@ -14,6 +14,7 @@ import train
 from checkpoint import Progress
 from cli import InputError
 from pairs import IGNORE, Pair
+from parallel import Team
 from train import learning_rate
 
 CPU = torch.device("cpu")
@@ -44,7 +45,7 @@ def begin(tmp_path, monkeypatch, training, held_out, sizes):
         line = ["train.py", "--output", str(tmp_path / "out"), *sizes, "--max-steps", "60", *map(str, flags)]
         monkeypatch.setattr("sys.argv", line)
         data = [[Pair(*row) for row in rows] for rows in (pairs or training, held_out)]
-        return train.prepare(train.parse_args(), CPU, *data)
+        return train.prepare(train.parse_args(), Team(CPU), *data)
 
     return make
 
@@ -59,7 +60,7 @@ def test_a_steps_gradient_is_of_the_mean_over_target_tokens(begin, monkeypatch):
     flat = run.model(batch.source, batch.target)[..., :-1].flatten(0, 1)
     F.cross_entropy(flat, batch.labels.flatten(), label_smoothing=0.2).backward()
     expected = {name: parameter.grad.clone() for name, parameter in run.model.named_parameters()}
-    run.update(batch, 0.0)
+    run.update(np.arange(len(run.corpus)), 0.0)
     for name, parameter in run.model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-3, atol=1e-6)
     tokens = int((batch.labels != IGNORE).sum())
@@ -86,7 +87,7 @@ def test_a_model_learns_one_batch_by_heart(begin):
     )
     batch = run.corpus.batch(np.arange(4))
     for _ in range(80):
-        run.update(batch, 0.0)
+        run.update(np.arange(4), 0.0)
     with torch.no_grad():
         logits = run.model.eval()(batch.source, batch.target)
     assert F.cross_entropy(logits.transpose(1, 2), batch.labels, ignore_index=IGNORE) < 0.1
@@ -149,7 +150,7 @@ def test_a_seed_repeats_and_another_differs(begin):
 def test_training_counts_epochs_and_uses_every_pair_alike(begin, monkeypatch):
     run, _ = begin("--max-steps", 1000, "--epochs", 3)
     taken = []
-    monkeypatch.setattr(run, "update", lambda batch, done: (taken.append(batch), setattr_step(run)))
+    monkeypatch.setattr(run, "update", lambda indices, done: (taken.append(indices), setattr_step(run)))
 
     def setattr_step(run):
         run.progress.step += 1
@@ -157,7 +158,7 @@ def test_training_counts_epochs_and_uses_every_pair_alike(begin, monkeypatch):
 
     run.train(Never())
     assert run.progress.epoch == 3 and run.progress.position == 0
-    assert sum(len(batch.source) for batch in taken) == 3 * len(run.corpus)
+    assert sum(map(len, taken)) == 3 * len(run.corpus)
 
 
 @pytest.mark.parametrize(

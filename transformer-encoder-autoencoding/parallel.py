@@ -1,0 +1,88 @@
+"""Several processes that train one model, as torchrun starts them, on one machine or many: each takes its
+share of every batch, and the gradients are summed. A process alone is a team of one.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from cli import InputError
+
+Share = TypeVar("Share", np.ndarray, Tensor)
+
+
+def seed_all(*numbers: int) -> None:
+    """Let PyTorch's random numbers follow from these."""
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process is number `rank` of `size`; number 0 leads: it evaluates, saves and reports."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def join(cls, device: torch.device) -> "Team":
+        """The team that torchrun has called together, or this process alone."""
+        if "RANK" not in os.environ:
+            return cls(device)
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        return cls(device, dist.get_rank(), dist.get_world_size())
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def __str__(self) -> str:
+        return self.device.type if self.size == 1 else f"{self.size} x {self.device.type}"
+
+    def share(self, batch: Share) -> Share:
+        """The members of a batch that are this process's: rows of an array or a tensor."""
+        return batch[self.rank :: self.size]
+
+    def total(self, *numbers: float) -> list[float]:
+        """The sums of these numbers over all processes."""
+        if self.size == 1:
+            return [float(number) for number in numbers]
+        return self.add_up(torch.tensor(numbers, dtype=torch.float64, device=self.device)).tolist()
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace every gradient by its sum over all processes; a missing one counts as zero."""
+        if self.size == 1:
+            return
+        parameters = list(parameters)
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        summed = self.add_up(torch.cat([parameter.grad.flatten() for parameter in parameters]))
+        parts = summed.split([parameter.numel() for parameter in parameters])
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.grad.copy_(part.view_as(parameter))
+
+    def add_up(self, tensor: Tensor) -> Tensor:
+        """Raises InputError where another process has ended."""
+        try:
+            dist.all_reduce(tensor)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"another process of this run has ended ({reason}); --resume goes on from the last state"
+            ) from None
+        return tensor
+
+    def leave(self) -> None:
+        """Part from the others."""
+        if self.size > 1:
+            dist.destroy_process_group()
