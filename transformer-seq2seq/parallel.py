@@ -83,6 +83,7 @@ class Team:
         return tensor
 
     def leave(self) -> None:
-        """Part from the others."""
+        """Part from the others, all at the same time."""
         if self.size > 1:
+            dist.barrier()
             dist.destroy_process_group()

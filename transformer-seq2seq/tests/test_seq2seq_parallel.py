@@ -1,0 +1,81 @@
+"""Several processes train as one does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from parallel import Team
+
+SCRIPT = Path(train.__file__)
+DYING = """
+import os, sys
+sys.path.insert(0, {folder!r})
+import {module} as script
+old = script.Run.update
+def update(self, indices, done):
+    if self.progress.step == 3 and os.environ["RANK"] == "1":
+        os._exit(7)
+    old(self, indices, done)
+script.Run.update = update
+script.run(script.main)
+"""
+
+
+@pytest.fixture
+def flags(tmp_path, write_pairs, training, held_out, sizes):
+    files = write_pairs(tmp_path / "pairs.tsv", training), write_pairs(tmp_path / "held.tsv", held_out)
+    common = ["--pairs", files[0], "--held-out", files[1], *sizes, "--precision", "fp32", "--dropout", 0]
+    return [str(flag) for flag in (*common, "--batch-tokens", 40)]
+
+
+def torchrun(processes, script, *flags):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    line = [sys.executable, *launch, str(script), *map(str, flags)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def curve(folder):
+    (path,) = folder.rglob("metrics.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_shares_are_every_member_once():
+    batch = np.arange(7)
+    shares = [Team(torch.device("cpu"), rank, 3).share(batch) for rank in range(3)]
+    assert sorted(np.concatenate(shares)) == list(batch)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert Team(torch.device("cpu"), 4, 5).share(np.arange(3)).size == 0
+
+
+def test_two_processes_learn_what_one_does_and_another_number_goes_on(flags, tmp_path, script):
+    one, two = tmp_path / "one", tmp_path / "two"
+    name = SCRIPT.stem
+    assert script(name, *flags, "--max-steps", 30, "--output", one)[0] == 0
+    done = torchrun(2, SCRIPT, *flags, "--max-steps", 30, "--output", two)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("to train on") == 1 and "on 2 x cpu" in done.stdout
+    for mine, theirs in zip(curve(two), curve(one), strict=True):
+        for key in ("epoch", "step", "tokens"):
+            assert mine[key] == theirs[key]
+        for key in ("train_loss", "held_out_loss", "learning_rate"):
+            assert mine[key] == pytest.approx(theirs[key], rel=2e-3)
+    status, _, err = script(name, *flags, "--max-steps", 60, "--output", two, "--resume")
+    assert status == 0, err
+    assert [record["step"] for record in curve(two)][-1] == 60
+
+
+def test_a_process_that_dies_ends_the_run_with_a_message(flags, tmp_path):
+    dying = tmp_path / "dying.py"
+    dying.write_text(DYING.format(folder=str(SCRIPT.parent), module=SCRIPT.stem))
+    done = torchrun(2, dying, *flags, "--max-steps", 50, "--output", tmp_path / "out")
+    assert done.returncode != 0
+    assert "exitcode" in done.stderr or "another process of this run has ended" in done.stderr
+    assert not (tmp_path / "out" / "model").exists()
