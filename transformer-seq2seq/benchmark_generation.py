@@ -81,7 +81,12 @@ def hugging_face(directory: Path, device: torch.device, max_length: int) -> Engi
 
 
 def ctranslate2(
-    directory: Path, device: torch.device, max_length: int, tokenizer: Tokenizer, compute_type: str
+    directory: Path,
+    device: torch.device,
+    max_length: int,
+    tokenizer: Tokenizer,
+    compute_type: str,
+    threads: int,
 ) -> Engine:
     """CTranslate2, which groups prompts of like length by itself."""
     import ctranslate2
@@ -94,7 +99,7 @@ def ctranslate2(
             device=device.type,
             compute_type=compute_type,
             inter_threads=1,
-            intra_threads=torch.get_num_threads(),
+            intra_threads=threads,
         )
 
     def answer(prompts: list[list[int]], batch_size: int, beam: int) -> Answers:
@@ -131,9 +136,11 @@ def main(directory: Path, texts: list[str], device: torch.device, rounds: int) -
     engines = {
         "ours": ours(directory, device, max_length),
         "Hugging Face": hugging_face(directory, device, max_length),
-        "CTranslate2, fp32": ctranslate2(directory, device, max_length, tokenizer, "float32"),
-        "CTranslate2, int8": ctranslate2(directory, device, max_length, tokenizer, "int8"),
     }
+    threads = torch.get_num_threads()
+    for compute_type, n in dict.fromkeys([("float32", threads), ("float32", 1), ("int8", 1)]):
+        name = f"CTranslate2, {compute_type}, {n} thread{'s' * (n > 1)}"
+        engines[name] = ctranslate2(directory, device, max_length, tokenizer, compute_type, n)
     for task in TASKS:
         asked = [prompts[i % len(prompts)] for i in range(task.prompts)]
         rates: dict[str, list[float]] = {name: [] for name in engines}

@@ -9,13 +9,14 @@ that may be generated.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from transformer import Transformer
+from transformer import Transformer, TransformerConfig
 
 # (log-probabilities of the next token (B, n, V), summed log-probabilities so far (B, n))
 # -> the candidates to go on with, best first: their sums, the beams they extend, their tokens (B, c) each
@@ -161,17 +162,30 @@ def generate_all(
     length are decoded together, batch_size at a time."""
     order = sorted(range(len(sources)), key=lambda i: len(sources[i]), reverse=True)
     results: list[list[Hypothesis]] = [[] for _ in sources]
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        source = torch.full((len(rows), len(sources[rows[0]])), model.config.pad_id)
-        for row, i in enumerate(rows):
-            source[row, : len(sources[i])] = torch.tensor(sources[i])
-        source = source.to(model.output_bias.device)
-        for i, found in zip(
-            rows, generate(model, source, max_length, beam, length_penalty, pick), strict=True
-        ):
-            results[i] = found
+    with threads_for(model.config):
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            source = torch.full((len(rows), len(sources[rows[0]])), model.config.pad_id)
+            for row, i in enumerate(rows):
+                source[row, : len(sources[i])] = torch.tensor(sources[i])
+            source = source.to(model.output_bias.device)
+            found = generate(model, source, max_length, beam, length_penalty, pick)
+            for i, hypotheses in zip(rows, found, strict=True):
+                results[i] = hypotheses
     return results
+
+
+@contextmanager
+def threads_for(config: TransformerConfig) -> Iterator[None]:
+    """One thread on the CPU for a narrow model: the products of a step are so small that several threads wait
+    for each other longer than they work."""
+    threads = torch.get_num_threads()
+    if config.d_model < 256:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def finish(found: list[Hypothesis], ids: list[int], total: float, length: int, length_penalty: float) -> None:

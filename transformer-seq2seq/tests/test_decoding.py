@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSeq2SeqLM
 
 import pretrained
-from decoding import Sampler, generate, generate_all, largest
+from decoding import Sampler, generate, generate_all, largest, threads_for
 from pairs import train_tokenizer
+from transformer import TransformerConfig
 
 few = settings(max_examples=25, deadline=None, database=None, derandomize=True)
 EOS = 0
@@ -300,3 +301,11 @@ def test_the_largest_are_topks(rows, size, k, block, seed, levels):
     assert torch.equal(values, x.topk(k).values)
     assert torch.equal(x.gather(1, indices), values)
     assert all(len(set(row)) == k for row in indices.tolist())
+
+
+def test_narrow_models_decode_on_one_thread_and_leave_the_others_as_they_were():
+    threads = torch.get_num_threads()
+    for d_model, during in ((128, 1), (256, threads)):
+        with threads_for(TransformerConfig(10, 9, d_model=d_model)):
+            assert torch.get_num_threads() == during
+        assert torch.get_num_threads() == threads

@@ -78,7 +78,7 @@ def test_generation_is_compared_on_the_same_prompts(trained, monkeypatch, capsys
     assert [line.split()[0] for line in lines if line and "tokens/s  " in line] == ["one", "batch", "beam"]
     same = [line for line in lines if line.startswith("Hugging Face")]
     assert ["2 of 2" in same[0], "4 of 4" in same[1], "4 of 4" in same[2]] == [True] * 3
-    exact = [line for line in lines if line.startswith("CTranslate2, fp32")]
+    exact = [line for line in lines if line.startswith("CTranslate2, float32")]
     assert "2 of 2" in exact[0] and "4 of 4" in exact[1]
 
 
