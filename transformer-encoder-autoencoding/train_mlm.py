@@ -6,7 +6,8 @@
 
 Writes to --output (default: results/ beside this file): model/ (a Hugging Face BERT directory),
 metrics.jsonl (a line for every evaluation), metrics.json (the final figures), loss_curve.png, and, while
-it runs, checkpoint.pt. The model directory is replaced only when a run ends or is interrupted.
+it runs, checkpoint.pt and checkpoint.before.pt. The model directory is replaced only when a run ends or
+is interrupted.
 """
 
 import argparse

@@ -17,7 +17,7 @@ from torch import Tensor
 import pretrained
 from cli import InputError, Parser, pick_device, run, whole
 from corpus import CLS, MASK, SEP, SpecialIds
-from fill_mask import encode, to_word
+from fill_mask import Sentence, encode, to_word
 
 plt.switch_backend("Agg")  # pictures become files; no screen is needed
 plt.rcParams["text.parse_math"] = False  # a "$" in a sentence is a "$"
@@ -121,7 +121,8 @@ def main() -> None:
     args = parse_args()
     device = pick_device(args.device)
     model, tokenizer = pretrained.load(args.model, device)
-    ids = torch.tensor([encode(args.sentence, model, tokenizer).ids], device=device)
+    (encoding,) = encode([Sentence(args.sentence, "SENTENCE")], model, tokenizer)
+    ids = torch.tensor([encoding.ids], device=device)
     states, weights = model.encoder(ids, need_weights=True)
     weights = torch.stack(weights)[:, 0].cpu()  # (L, H, S, S)
 

@@ -6,8 +6,8 @@
 
 Writes to --output (default: this folder): model/ (a Hugging Face MarianMT directory), samples/metrics.jsonl
 (a line for every evaluation), samples/metrics.json (the final figures), samples/loss_curve.png,
-samples/outputs.tsv (held-out prompts, references, outputs), and, while it runs, checkpoint.pt. The model
-directory is replaced only when a run ends or is interrupted.
+samples/outputs.tsv (held-out prompts, references, outputs), and, while it runs, checkpoint.pt and
+checkpoint.before.pt. The model directory is replaced only when a run ends or is interrupted.
 """
 
 import argparse

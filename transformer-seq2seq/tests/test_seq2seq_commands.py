@@ -56,7 +56,7 @@ def ask(script, trained):
 
 
 def test_training_writes_what_it_promises_and_nothing_else(trained):
-    written = files_in(trained) - {"checkpoint.pt"}
+    written = files_in(trained) - {"checkpoint.pt", "checkpoint.before.pt"}
     assert written == {f"model/{name}" for name in MODEL_FILES} | {f"samples/{name}" for name in SAMPLES}
     assert {path.name for path in trained.parent.iterdir()} == {
         "pairs.tsv",
@@ -324,7 +324,7 @@ def test_help_names_every_flag(script, name):
 
 def test_the_folder_runs_alone_in_another_place(tmp_path, command, trained):
     alone = tmp_path / "another place" / "copy"
-    ignore = shutil.ignore_patterns("model", "tests", "__pycache__", "checkpoint.pt", "samples", ".*")
+    ignore = shutil.ignore_patterns("model", "tests", "__pycache__", "checkpoint*.pt", "samples", ".*")
     shutil.copytree(FOLDER, alone, ignore=ignore)
     shutil.copytree(trained / "model", alone / "model")
     done = command("inference.py", "Good morning", cwd=tmp_path, folder=alone)
