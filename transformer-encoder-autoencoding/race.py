@@ -11,7 +11,6 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
@@ -27,10 +26,8 @@ COLORS = "#0072B2", "#D55E00", "#009E73", "#CC79A7"  # told apart by colour-blin
 @torch.no_grad()
 def held_out_loss(contestant: Ours | HuggingFace) -> float:
     """The mean loss at the held-out text's hidden tokens (nats), which are the same for all."""
-    state, total, count = contestant.state, 0.0, 0
-    generator = torch.Generator().manual_seed(state.args.seed)
-    for rows in state.held_out.plan(state.args.batch_tokens, np.random.default_rng(state.args.seed)):
-        inputs, labels = state.corrupt(state.held_out.rows(rows), generator)
+    total, count = 0.0, 0
+    for inputs, labels in contestant.state.held_out_batches():
         logits = contestant.logits(inputs)
         total += F.cross_entropy(logits.transpose(1, 2), labels, reduction="sum").item()
         count += int((labels != IGNORE).sum())

@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -167,16 +168,20 @@ class Run:
         progress.nll += loss_sum
         progress.nll_tokens += n_hidden
 
+    def held_out_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and labels (B, S) of the held-out text, under masks that depend on the seed alone."""
+        generator = torch.Generator().manual_seed(self.args.seed)
+        for rows in self.held_out.plan(self.args.batch_tokens, np.random.default_rng(self.args.seed)):
+            yield self.corrupt(self.held_out.rows(rows), generator)
+
     @torch.no_grad()
     def evaluate(self) -> None:
         """Score the held-out sentences, under masks that depend on the seed alone, and keep the model unless
         one before it was better by more than a standard error: of equally good models the last, the longest
         trained."""
         self.model.eval()
-        generator = torch.Generator().manual_seed(self.args.seed)
         nll, right, count = 0.0, 0, 0
-        for rows in self.held_out.plan(self.args.batch_tokens, np.random.default_rng(self.args.seed)):
-            inputs, labels = self.corrupt(self.held_out.rows(rows), generator)
+        for inputs, labels in self.held_out_batches():
             hidden = labels != IGNORE
             logits, targets = self.model(inputs, hidden), labels[hidden]
             nll += F.cross_entropy(logits, targets, reduction="sum").item()

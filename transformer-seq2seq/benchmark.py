@@ -278,14 +278,15 @@ def main() -> None:
     if own.memory_of:
         print(peak_memory(field[own.memory_of](), device))
         return
-    state, _ = begin(Namespace(**vars(args)))
+    running = {name: start() for name, start in field.items()}
+    first = next(iter(field))
+    state = running[first].state
     tokens = len(state.corpus.target.ids)
     print(
         f"{len(state.corpus):,} pairs, {tokens:,} target tokens in {len(state.plan(0)):,} batches; "
         f"{sum(p.numel() for p in state.model.parameters()):,} parameters; {device.type}, "
         f"{torch.get_num_threads()} threads, PyTorch {torch.__version__}"
     )
-    running = {name: start() for name, start in field.items()}
     rates: dict[str, list[float]] = {name: [] for name in field}
     for round_ in tqdm(range(-1, own.rounds), desc="taking turns", unit="round", leave=False):
         for name, contestant in running.items():
@@ -293,7 +294,6 @@ def main() -> None:
             if round_ >= 0:  # the first only warms up
                 rates[name].append(scored / seconds)
     medians = {name: statistics.median(of) for name, of in rates.items()}
-    first = next(iter(field))
     print(f"\n{'training':34}{'tokens/s':>10}{'ratio':>8}{'of the products':>17}{'peak MiB':>10}")
     products = medians.pop(PRODUCTS)
     for name, rate in medians.items():

@@ -139,12 +139,12 @@ def generate(
         if not len(alive):
             break
         rows = torch.arange(len(tokens), device=device)[:, None] * n + parents  # (B, n) of the cache
-        if len(alive) < len(tokens):
+        fewer = len(alive) < len(tokens)
+        if fewer:
             sentence = [sentence[b] for b in alive.tolist()]
             tokens, sums, to_beat, rows = tokens[alive], sums[alive], to_beat[alive], rows[alive]
             cache.select_sources(alive)
-            cache.select(rows.flatten())
-        elif n > 1:
+        if fewer or n > 1:
             cache.select(rows.flatten())
     return results
 
