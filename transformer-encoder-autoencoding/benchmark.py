@@ -1,11 +1,14 @@
-"""How fast training is, side by side with Hugging Face's BERT of the same shape and text.
+"""How fast training and filling masks are, side by side with Hugging Face's.
 
-    python3 benchmark.py                                    the bundled sentences and the default model
+    python3 benchmark.py                                      training: the bundled text, the default model
     python3 benchmark.py --corpus my.txt --tokenizer bpe --n-layers 4 --d-model 256 --d-ff 1024
+    python3 benchmark.py --model results/model                filling, in the bundled held-out sentences
+    python3 benchmark.py --model my-run/model --input my.txt
 
-All flags but --rounds are those of train_mlm.py. The contestants take turns, so that what else the machine
-does hits all alike, and the table gives medians; memory is the peak of a process that trains nothing else.
-It needs requirements-dev.txt.
+Training is compared with Hugging Face's BERT of the same shape on the same text, and all flags but --rounds
+are those of train_mlm.py; filling masks and scoring are compared with Hugging Face's fill-mask pipeline. The
+contestants take turns, so that what else the machine does hits all alike, and the tables give medians; memory
+is the peak of a process that trains nothing else. It needs requirements-dev.txt.
 """
 
 import math
@@ -28,11 +31,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
+import benchmark_filling
 import fast
 import pretrained
 import train_mlm
 from cli import InputError, Parser, pick_device, run, whole
-from corpus import IGNORE, training_and_held_out
+from corpus import IGNORE, read_lines, training_and_held_out
 from parallel import Team
 
 HERE = Path(__file__).parent
@@ -260,6 +264,8 @@ def parse_args() -> tuple[Namespace, Namespace]:
     """The flags of the benchmark itself and those of training."""
     parser = Parser(__doc__)
     parser.add_argument("--rounds", type=whole(1), default=15, help="updates of each; the median counts")
+    parser.add_argument("--model", type=Path, metavar="DIR", help="measure filling with this model")
+    parser.add_argument("--input", type=Path, metavar="FILE", help="sentences, a line each, for --model")
     parser.add_argument("--memory-of", metavar="NAME", help="print the peak memory of one contestant alone")
     own, rest = parser.parse_known_args()
     return own, train_mlm.parse_args([*rest, "--device", own.device])
@@ -272,6 +278,9 @@ def main() -> None:
     except ImportError:
         raise InputError("needs the package transformers; pip install -r requirements-dev.txt") from None
     device = pick_device(args.device)
+    if own.model:
+        lines = read_lines(own.input or HERE / "data" / "held_out.txt")
+        return benchmark_filling.main(own.model, lines, device, own.rounds)
     field = contestants(args)
     if own.memory_of:
         print(peak_memory(field[own.memory_of](), device))

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from cli import InputError
 from corpus import CLS, MASK, PAD, SEP, UNK, SpecialIds
@@ -171,6 +172,17 @@ def save(directory: Path, model: MaskedLanguageModel, tokenizer: Tokenizer) -> N
             os.replace(file, directory / file.name)
 
 
+class Undrawn(TorchFunctionMode):
+    """Leaves out the drawing of initial weights: those of a file take their place. PyTorch would import its
+    compiler to draw what has no storage, and that takes as long as importing PyTorch itself."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
+
 def load(directory: Path, device: torch.device) -> tuple[MaskedLanguageModel, Tokenizer]:
     """Read a model directory: one of ours, or any BERT with its fast tokenizer.
 
@@ -182,7 +194,7 @@ def load(directory: Path, device: torch.device) -> tuple[MaskedLanguageModel, To
     config = read_config(directory / "config.json")
     tokenizer = read_tokenizer(directory / "tokenizer.json", config)
     weights = from_bert(read_tensors(directory), config)
-    with torch.device("meta"):  # shapes alone: nothing is allocated before they are known to fit
+    with torch.device("meta"), Undrawn():  # shapes alone: nothing is allocated before they are known to fit
         model = MaskedLanguageModel(config)
     wrong = [
         f"{name} is {list(weights[name].shape) if name in weights else 'missing'}, not {list(tensor.shape)}"

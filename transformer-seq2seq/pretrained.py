@@ -14,12 +14,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from cli import InputError
 from marian_tokenizer import FILES as SENTENCEPIECE_FILES
 from marian_tokenizer import MarianTokenizer
 from pairs import EOS, PAD, UNK
-from transformer import ACTIVATIONS, Transformer, TransformerConfig, sinusoids
+from transformer import ACTIVATIONS, Transformer, TransformerConfig
 
 # Within a layer: our module -> MarianMT's, or those which, one above the other, make our fused one.
 SELF_ATTENTION = {
@@ -182,6 +183,17 @@ def save(directory: Path, model: Transformer, tokenizer: Tokenizer | MarianToken
         (directory / name).unlink(missing_ok=True)  # of a model that was here before
 
 
+class Undrawn(TorchFunctionMode):
+    """Leaves out the drawing of initial weights: those of a file take their place. PyTorch would import its
+    compiler to draw what has no storage, and that takes as long as importing PyTorch itself."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
+
 def load(directory: Path, device: torch.device) -> tuple[Transformer, Tokenizer | MarianTokenizer]:
     """Read a model directory: one of ours, or a MarianMT with SentencePiece models as Helsinki-NLP
     publishes them. Returns the model, in evaluation mode, and its tokenizer.
@@ -195,7 +207,7 @@ def load(directory: Path, device: torch.device) -> tuple[Transformer, Tokenizer 
     config = read_config(directory / "config.json")
     tokenizer = read_tokenizer(directory, config)
     weights = from_marian(read_tensors(directory), config)
-    with torch.device("meta"):  # shapes alone: nothing is allocated before they are known to fit
+    with torch.device("meta"), Undrawn():  # shapes alone: nothing is allocated before they are known to fit
         model = Transformer(config)
     wrong = [
         f"{name} is {list(weights[name].shape) if name in weights else 'missing'}, not {list(tensor.shape)}"
@@ -205,7 +217,6 @@ def load(directory: Path, device: torch.device) -> tuple[Transformer, Tokenizer 
     if wrong:
         raise InputError(f"{directory}: the weights do not fit config.json: {some(wrong)}")
     model.load_state_dict(weights, assign=True)
-    model.embeddings.positions = sinusoids(config.max_length, config.d_model)
     return model.eval().to(device), tokenizer
 
 

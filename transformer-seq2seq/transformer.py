@@ -134,9 +134,12 @@ def sinusoids(length: int, d_model: int) -> Tensor:
 
     PE(pos, i)       = sin(pos / 10000^(2i / d_model))    for i < D / 2
     PE(pos, D/2 + i) = cos(pos / 10000^(2i / d_model))
+
+    They are computed on the CPU, wherever the model is: not every device has double precision.
     """
-    i = torch.arange((d_model + 1) // 2)
-    angles = torch.arange(length)[:, None].double() / 10000 ** (2 * i / d_model).double()
+    i = torch.arange((d_model + 1) // 2, device="cpu")
+    positions = torch.arange(length, device="cpu")[:, None].double()
+    angles = positions / 10000 ** (2 * i / d_model).double()  # (length, D / 2)
     return torch.cat([angles.sin(), angles.cos()[:, : d_model // 2]], dim=1).float()
 
 

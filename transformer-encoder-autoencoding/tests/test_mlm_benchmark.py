@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import benchmark
+import benchmark_filling
 import race
 from benchmark import HuggingFace, MatrixProducts, Ours, Plain
 
@@ -81,3 +82,16 @@ def test_the_table(args, monkeypatch, capsys):
 
 def test_memory_is_of_a_process_of_its_own(args):
     assert 100 < benchmark.peak_of("ours, fp32") < 1500
+
+
+def test_filling_is_compared_on_the_same_sentences(trained, monkeypatch, capsys, tmp_path):
+    sentences = tmp_path / "sentences.txt"
+    sentences.write_text("Paris is the capital of France\n\nA fish lives in the sea\n")
+    monkeypatch.setattr(benchmark_filling, "FILLED", 5)
+    flags = ["--device", "cpu", "--model", str(trained / "model"), "--input", str(sentences), "--rounds", "1"]
+    monkeypatch.setattr("sys.argv", ["benchmark.py", *flags])
+    benchmark.main()
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines if line.startswith("Hugging Face")]
+    assert len(rows) == 6 and all("5 of 5, probabilities within" in row for row in rows[:3])
+    assert [line.split()[-1] for line in lines if line.startswith("ours")] == ["1.0", "1.0"]

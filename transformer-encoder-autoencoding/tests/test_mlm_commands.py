@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import zlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ import pretrained
 from corpus import MASK, SPECIAL_TOKENS
 from fill_mask import Sentence, fill, score
 
+FOLDER = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 MODEL_FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 RUN_FILES = {"metrics.jsonl", "metrics.json", "loss_curve.png", "checkpoint.pt", "model"}
@@ -468,3 +470,13 @@ def test_special_tokens_of_the_text_are_no_sentence_ends(script, trained):
     """Someone who writes [SEP] gets an answer, not a crash."""
     sentence = " ".join(["the", *SPECIAL_TOKENS, "cat"])
     assert script("fill_mask", "--model", trained / "model", "--top-k", 1, sentence)[0] == 0
+
+
+def test_starting_imports_only_what_is_used(trained):
+    """PyTorch's compiler alone takes as long to import as PyTorch itself."""
+    flags = ["--model", trained / "model", "--device", "cpu", "Paris is the [MASK] of France"]
+    command = [sys.executable, "-X", "importtime", FOLDER / "fill_mask.py", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert {"torch", "tokenizers"} <= imported
+    assert not imported & {"torch._dynamo", "sympy", "matplotlib", "transformers"}

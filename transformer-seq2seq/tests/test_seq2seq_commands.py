@@ -359,3 +359,13 @@ def test_the_bundled_pairs_are_sound(capsys):
     assert capsys.readouterr().err == ""
     assert not {pair.source for pair in training} & {pair.source for pair in held_out}
     assert {pair.kind for pair in held_out} == {"answer", "rewrite", "rephrasing"}
+
+
+def test_starting_imports_only_what_is_used(trained):
+    """PyTorch's compiler alone takes as long to import as PyTorch itself."""
+    flags = ["--model", trained / "model", "--device", "cpu", "What is the capital of France?"]
+    command = [sys.executable, "-X", "importtime", FOLDER / "inference.py", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert {"torch", "tokenizers"} <= imported
+    assert not imported & {"torch._dynamo", "sympy", "matplotlib", "sacrebleu", "transformers"}
