@@ -22,6 +22,8 @@ from transformer import Transformer, TransformerConfig
 # -> the candidates to go on with, best first: their sums, the beams they extend, their tokens (B, c) each
 Pick = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
+SMALL = 2**16  # numbers, of which topk finds the largest faster than `largest` does
+
 
 @dataclass(frozen=True)
 class Hypothesis:
@@ -38,16 +40,17 @@ def likeliest(log_probs: Tensor, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     even if n of them end; for greedy decoding (n = 1) the best one."""
     n, vocab_size = log_probs.shape[1:]
     count = min(2 * n, n * vocab_size) if n > 1 else 1
-    best, tokens = largest(log_probs, min(count, vocab_size))  # of each beam (B, n, c)
+    top = largest if log_probs.numel() > SMALL else torch.topk
+    best, tokens = top(log_probs, min(count, vocab_size))  # of each beam (B, n, c)
     totals, chosen = (sums[:, :, None] + best).flatten(1).topk(count)  # (B, c)
     return totals, chosen // best.size(2), tokens.flatten(1).gather(1, chosen)
 
 
-def largest(x: Tensor, k: int, block: int = 32) -> tuple[Tensor, Tensor]:
+def largest(x: Tensor, k: int, block: int = 64) -> tuple[Tensor, Tensor]:
     """x.topk(k) along the last dimension, faster where it is long: the k largest stand in the k blocks whose
     maxima are the largest. x (..., V) -> values and indices (..., k)."""
     blocks = x.size(-1) // block
-    if k == 1 or k >= blocks:
+    if k >= blocks:
         return x.topk(k)
     even = x[..., : blocks * block].unflatten(-1, (blocks, block))
     chosen = even.amax(dim=-1).topk(k).indices[..., None]  # (..., k, 1)
