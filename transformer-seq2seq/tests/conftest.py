@@ -1,10 +1,16 @@
 """What the tests of this folder share: tiny models, one of them trained, and the scripts as commands."""
 
+import contextlib
 import importlib
 import io
+import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +24,7 @@ for file in FOLDER.glob("*.py"):  # another folder's tests may have imported mod
 MODULES = {file.stem: importlib.import_module(file.stem) for file in FOLDER.glob("*.py")}
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # more do not help models this small
+PATIENCE = 300  # seconds that a command may take
 
 TRAINING = [  # source, target, kind
     ("What is the capital of France?", "Paris is the capital of France", "answer"),
@@ -141,16 +148,95 @@ def tiny(make_model, tokenizer):
     return make_model(tokenizer.get_vocab_size())
 
 
-@pytest.fixture(scope="session")
-def command():
-    """command(script, *flags, cwd=...) runs a script of this folder as a user does."""
+class Zygote:
+    """The process of zygote.py, which runs commands."""
 
-    def run(script, *flags, cwd, folder=FOLDER, stdin=""):
-        line = [sys.executable, str(folder / script), *map(str, flags)]
+    def __init__(self):
+        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, str(Path(__file__).with_name("zygote.py")), str(theirs.fileno())],
+                env=ONE_THREAD,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+
+    def run(self, line, cwd, stdin, stdout, memory):
+        """Run a command whose standard input is a pipe -> its exit status (of a signal: minus its number),
+        and standard error."""
+        request = {"line": line, "cwd": str(cwd), "environment": dict(ONE_THREAD), "memory": memory}
+        reading, writing = os.pipe()
+        with tempfile.TemporaryFile() as stderr:
+            streams = [reading, stdout.fileno(), stderr.fileno()]
+            socket.send_fds(self.socket, [json.dumps(request).encode()], streams)
+            os.close(reading)
+            child = int(self.socket.recv(100))
+            feeder = threading.Thread(target=feed, args=(writing, stdin))
+            feeder.start()
+            self.socket.settimeout(PATIENCE)
+            try:
+                status = int(self.socket.recv(100))
+            except TimeoutError:
+                os.kill(child, signal.SIGKILL)
+                self.socket.recv(100)
+                raise
+            finally:
+                feeder.join()
+            stderr.seek(0)
+            return status, stderr.read()
+
+    def stop(self):
+        self.socket.close()
+        self.process.wait()
+
+
+def feed(pipe, content):
+    """Write to a pipe, whose reader need not read to the end."""
+    with contextlib.suppress(BrokenPipeError), os.fdopen(pipe, "wb") as stream:
+        stream.write(content)
+
+
+@pytest.fixture(scope="session")
+def zygote():
+    """What runs commands, where processes can be forked safely; else None."""
+    if sys.platform != "linux":
+        yield None
+        return
+    zygote = Zygote()
+    yield zygote
+    zygote.stop()
+
+
+@pytest.fixture(scope="session")
+def command(zygote):
+    """command(script, *flags, cwd=...) runs a script of this folder as a user does, bytes among the flags as
+    they are -> its exit status, standard output and error as text. fresh=True: in an interpreter of its own;
+    to: the path of what standard output goes to; memory: the most bytes of address space."""
+
+    def run(script, *flags, cwd, folder=FOLDER, stdin=b"", fresh=False, to=None, memory=None):
         stdin = stdin if isinstance(stdin, bytes) else stdin.encode()
-        done = subprocess.run(line, cwd=cwd, input=stdin, env=ONE_THREAD, capture_output=True, timeout=300)
-        done.stdout, done.stderr = done.stdout.decode(), done.stderr.decode()
-        return done
+        flags = [os.fsdecode(flag) if isinstance(flag, bytes) else str(flag) for flag in flags]
+        line = [str(folder / script), *flags]
+        with Path(to).open("wb") if to else tempfile.TemporaryFile() as stdout:
+            if zygote and not fresh:
+                status, stderr = zygote.run(line, cwd, stdin, stdout, memory)
+            else:
+                done = subprocess.run(
+                    [sys.executable, *line],
+                    cwd=cwd,
+                    env=ONE_THREAD,
+                    input=stdin,
+                    stdout=stdout,
+                    stderr=subprocess.PIPE,
+                    timeout=PATIENCE,
+                )
+                status, stderr = done.returncode, done.stderr
+            if not to:
+                stdout.seek(0)
+            written = b"" if to else stdout.read()
+        return subprocess.CompletedProcess(line, status, written.decode(), stderr.decode())
 
     return run
 
