@@ -1,17 +1,34 @@
 """What all commands of this folder share: one-line errors, checked flag values, the choice of a device."""
 
 import argparse
+import errno
 import math
 import os
 import re
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 
 class InputError(Exception):
     """A user's mistake. Its message is one line that names what is wrong and the remedy."""
+
+
+REMEDIES = {  # for what the system refuses
+    errno.EACCES: "; change its permissions, or name another",
+    errno.ENOSPC: "; make room on the disk, or write elsewhere",
+    errno.ENOTDIR: "; a part of that path is a file, name another",
+    errno.EROFS: "; nothing can be written there, name another place",
+}
+
+
+def one_line(text: str) -> str:
+    """A message as a terminal can show it: on one line that is not endless, control characters spelt out.
+    Names that come from files may hold anything."""
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+    return text if len(text) <= 900 else f"{text[:600]} … {text[-290:]}"
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -34,7 +51,10 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: {message} (--help lists the flags)\n")
+        hint = "--help lists the flags"
+        if re.match("unrecognized arguments: -", message):
+            hint += "; write -- before a text that begins with -"
+        self.exit(2, f"{self.prog}: {one_line(message)} ({hint})\n")
 
 
 def whole(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
@@ -83,6 +103,19 @@ def pick_device(name: str):
     return torch.device(name)
 
 
+def output_folder(path: Path) -> None:
+    """Make the folder that --output names, and those above it, and try whether it can be written to.
+
+    Raises InputError where it cannot.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        reason = "is a file" if path.is_file() else error.strerror
+        raise InputError(f"--output {path}: {reason}; name a folder that can be written to") from None
+
+
 class Interrupt:
     """Turns the first Ctrl-C, or the first request to terminate, into a wish to stop that a loop can ask
     for between two steps; the second Ctrl-C stops at once."""
@@ -100,14 +133,27 @@ class Interrupt:
 
 def warn(message: str) -> None:
     """One line on stderr about something odd that was dealt with."""
-    print(f"{Path(sys.argv[0]).name}: warning: {message}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: warning: {one_line(message)}", file=sys.stderr)
+
+
+def open_streams() -> None:
+    """Let the standard streams be UTF-8 and hold what is not, as in names of files; one that was closed
+    (`<&-`) reads and writes nothing."""
+    for name, mode, errors in (
+        ("stdin", "r", "surrogateescape"),
+        ("stdout", "w", "surrogateescape"),
+        ("stderr", "w", "backslashreplace"),
+    ):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors=errors)
 
 
 def run(main: Callable[[], None]) -> None:
     """Call main; a user's mistake or a failing file ends in one line on stderr and exit status 2."""
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8")
+    open_streams()
     try:
         main()
         sys.stdout.flush()
@@ -117,7 +163,8 @@ def run(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        reason, status = f"{error.filename or 'output'}: {error.strerror or error}", 2
+        reason = f"{error.filename or 'output'}: {error.strerror or error}{REMEDIES.get(error.errno, '')}"
+        status = 2
     except (MemoryError, RuntimeError) as error:  # PyTorch says it in words
         if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
             raise
@@ -126,5 +173,9 @@ def run(main: Callable[[], None]) -> None:
         reason, status = str(interrupt) or "interrupted", 128 + signal.SIGINT
     else:
         return
-    print(f"{Path(sys.argv[0]).name}: {' '.join(reason.split())}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # the interpreter would try it again at its end, and complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(f"{Path(sys.argv[0]).name}: {one_line(reason)}", file=sys.stderr)
     sys.exit(status)
