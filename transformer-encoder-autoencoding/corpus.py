@@ -50,14 +50,20 @@ def decode_lines(stream: BinaryIO, name: str) -> Iterator[str]:
     return (line for _, line in numbered_lines(stream, name))
 
 
+def open_text(path: Path) -> BinaryIO:
+    """A file, or a pipe. Raises InputError where there is none."""
+    if path.is_dir() or not path.exists():
+        reason = "is a folder" if path.is_dir() else "a broken link" if path.is_symlink() else "no such file"
+        raise InputError(f"{path}: {reason}; name a text file")
+    return path.open("rb")
+
+
 def read_lines(path: Path) -> list[str]:
     """All lines of a text file, as decode_lines gives them.
 
     Raises InputError where there is no such file, or nothing but blank lines in it.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; name a text file")
-    with path.open("rb") as stream:
+    with open_text(path) as stream:
         lines = list(decode_lines(stream, str(path)))
     if not lines:
         raise InputError(f"{path}: holds no text; a file with a sentence a line is needed")

@@ -55,9 +55,10 @@ def decode_lines(stream: BinaryIO, name: str) -> Iterator[str]:
 
 
 def open_text(path: Path) -> BinaryIO:
-    """Raises InputError where there is no such file."""
-    if not path.is_file():
-        raise InputError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; name a text file")
+    """A file, or a pipe. Raises InputError where there is none."""
+    if path.is_dir() or not path.exists():
+        reason = "is a folder" if path.is_dir() else "a broken link" if path.is_symlink() else "no such file"
+        raise InputError(f"{path}: {reason}; name a text file")
     return path.open("rb")
 
 
