@@ -148,10 +148,12 @@ class SpecialIds:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "SpecialIds":
-        """Raises InputError where one is missing."""
+        """Raises InputError where one is missing, or two are the same."""
         ids = [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS]
         if None in ids:
             raise InputError(f"the tokenizer has no {SPECIAL_TOKENS[ids.index(None)]}; BERT's is needed")
+        if len(set(ids)) < len(ids):
+            raise InputError(f"the tokenizer has one id for several of {', '.join(SPECIAL_TOKENS)}")
         return cls(*ids)
 
 
@@ -160,21 +162,31 @@ class Corpus:
 
     def __init__(self, sentences: list[str], tokenizer: Tokenizer, max_length: int):
         """Each window is [CLS], at most max_length - 2 tokens, [SEP]; a longer sentence becomes several
-        windows of nearly equal length. Raises InputError where no sentence has a token."""
+        windows of nearly equal length. Windows in which no token could be hidden, as all are special or
+        unknown, are left out and counted in a warning. Raises InputError where no window is left."""
         special = SpecialIds.of(tokenizer)
         windows: list[np.ndarray] = []
-        never_hidden = [special.pad, special.cls, special.sep, special.mask]
+        never_hidden = list(vars(special).values())
         self.unknown = 0  # how many tokens are [UNK]
+        left_out = 0
         chunks = range(0, len(sentences), 1000)
         for start in tqdm(chunks, desc="tokenizing", unit="k lines", leave=False, delay=1):
             for encoding in tokenizer.encode_batch(sentences[start : start + 1000], add_special_tokens=False):
                 ids = np.asarray(encoding.ids, dtype=np.int32)
                 self.unknown += int((ids == special.unk).sum())
-                for part in np.array_split(ids, -(-len(ids) // (max_length - 2))) if len(ids) else []:
-                    if not np.isin(part, never_hidden).all():  # there must be something to predict
+                for part in np.array_split(ids, max(1, -(-len(ids) // (max_length - 2)))):
+                    if np.isin(part, never_hidden).all():
+                        left_out += 1
+                    else:
                         windows.append(np.concatenate([[special.cls], part, [special.sep]]))
         if not windows:
-            raise InputError("the text holds nothing that is a token")
+            raise InputError(
+                f"nothing to learn from or to test in {len(sentences)} sentences, the first being "
+                f"{sentences[0][:40]!r}: the tokenizer knows no word in them; name other text"
+            )
+        if left_out:
+            total = left_out + len(windows)
+            warn(f"left out {left_out} of {total} passages, in which the tokenizer knows no word")
         self.special = special
         self.ids = np.concatenate(windows).astype(np.int32)
         self.lengths = np.array([len(window) for window in windows])
@@ -219,14 +231,14 @@ def corrupt(
 ) -> tuple[Tensor, Tensor]:
     """Hide tokens for masked language modelling (Devlin et al. 2018, section 3.1 and appendix A.1).
 
-    In each sentence mask_prob of the tokens that are not special, and at least one, are drawn to be
-    predicted. Of these 80 % become [MASK], 10 % a random token that is not special, 10 % stay.
+    In each sentence mask_prob of the tokens that are neither special nor unknown, and at least one, are drawn
+    to be predicted. Of these 80 % become [MASK], 10 % a random token that is not special, 10 % stay.
 
     ids (B, S) -> inputs (B, S) and labels (B, S), which are the original ids where a prediction is due
     and IGNORE elsewhere.
     """
     eligible = torch.ones_like(ids, dtype=torch.bool)
-    for special_id in (special.pad, special.cls, special.sep, special.mask):
+    for special_id in vars(special).values():
         eligible &= ids != special_id
     counts = eligible.sum(dim=1, keepdim=True)
     wanted = (counts * mask_prob).round().clamp(min=1).minimum(counts)  # (B, 1)

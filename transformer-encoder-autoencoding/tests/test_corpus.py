@@ -245,6 +245,11 @@ def test_unknown_tokens_are_counted(letters):
     assert Corpus(["a x b y", "z"], letters, 24).unknown == 3
 
 
+def test_text_without_a_known_word_is_left_out_and_counted(letters, capsys):
+    assert len(Corpus(["a x", "y z", "[MASK]", "b"], letters, 24)) == 2
+    assert "left out 2 of 4 passages" in capsys.readouterr().err
+
+
 def test_a_text_without_a_token_is_refused(letters):
     with pytest.raises(InputError, match="nothing that is a token"):
         Corpus(["", " "], letters, 24)
@@ -371,8 +376,8 @@ def test_another_seed_hides_other_tokens():
     assert not torch.equal(first, second)
 
 
-def test_a_mask_or_padding_that_is_in_the_text_is_never_asked_for():
-    ids = torch.tensor([[2, 4, 4, 7, 0, 4, 3]]).repeat(50, 1)
+def test_what_is_special_or_unknown_in_the_text_is_never_asked_for():
+    ids = torch.tensor([[2, 4, 4, 7, 0, 1, 4, 3]]).repeat(50, 1)
     labels = corrupt(ids, SPECIAL, 40, 0.999, generator())[1]
     assert labels.unique().tolist() == [IGNORE, 7]
 
