@@ -69,16 +69,20 @@ def find_column(wanted: str, header: list[str], path: Path) -> int:
     """
     if wanted in header:
         return header.index(wanted)
-    if wanted.isdecimal() and 1 <= int(wanted) <= len(header):
+    if wanted.isdecimal() and len(wanted) < 10 and 1 <= int(wanted) <= len(header):
         return int(wanted) - 1
-    raise InputError(f"{path}: has no column {wanted!r}; it has {', '.join(header)} or 1 to {len(header)}")
+    raise InputError(
+        f"{path}: has no column {wanted!r}; it has {', '.join(header)} or 1 to {len(header)}, to be named by "
+        "--source-column and --target-column"
+    )
 
 
 def read_pairs(path: Path, source_column: str | None = None, target_column: str | None = None) -> list[Pair]:
     """The pairs of a tab-separated file, quotes taken as they stand.
 
     Columns are named by a header line or by number, from 1. Without names the columns "source" and
-    "target" are taken if the first line has them, else the first two, and the first line is a pair.
+    "target" are taken if the first line has them, else the first two, and the first line is a pair, unless
+    it is "source" and "target".
     Lines with another number of columns than most, and lines with an empty side, are skipped and counted
     in a warning. Raises InputError where the file has no such column, or no pair at all.
     """
@@ -91,7 +95,7 @@ def read_pairs(path: Path, source_column: str | None = None, target_column: str 
         raise InputError(f"{path}: has one column; source and target, separated by a tab, are needed")
     wanted = [source_column or "source", target_column or "target"]
     header = [name.strip() for name in rows[0]]
-    if all(name in header for name in wanted) or any(
+    if {"source", "target"} <= set(header) or any(
         not name.isdecimal() for name in (source_column, target_column) if name
     ):
         columns = [find_column(name, header, path) for name in wanted]
@@ -107,6 +111,11 @@ def read_pairs(path: Path, source_column: str | None = None, target_column: str 
             for name, default in ((source_column, "1"), (target_column, "2"))
         ]
         header = []
+    if columns[0] == columns[1]:
+        raise InputError(
+            f"{path}: column {columns[0] + 1} would be source and target; give --source-column and "
+            "--target-column, two different ones"
+        )
     kind = header.index("kind") if "kind" in header else None
 
     pairs, odd, empty = [], 0, 0

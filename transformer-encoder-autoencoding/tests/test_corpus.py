@@ -251,7 +251,7 @@ def test_text_without_a_known_word_is_left_out_and_counted(letters, capsys):
 
 
 def test_a_text_without_a_token_is_refused(letters):
-    with pytest.raises(InputError, match="nothing that is a token"):
+    with pytest.raises(InputError, match="knows no word"):
         Corpus(["", " "], letters, 24)
 
 

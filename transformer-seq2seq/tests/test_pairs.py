@@ -69,6 +69,7 @@ HEADER = "id\ttarget\tsource\n1\tb\ta\n2\td\tc\n"
         (HEADER, ("id", None), [("1", "b"), ("2", "d")]),
         (HEADER, ("source", "1"), [("a", "1"), ("c", "2")]),
         ("a\tb\tc\nd\te\tf\n", ("3", "1"), [("c", "a"), ("f", "d")]),
+        (HEADER, ("2", "1"), [("b", "1"), ("d", "2")]),
         ("\ufeffsource\ttarget\r\na\tb\r\n", (), [("a", "b")]),
         ("\na\tb\n\n", (), [("a", "b")]),
         ("source\ttarget\n  a b \t c\n", (), [("a b", "c")]),
@@ -81,6 +82,7 @@ HEADER = "id\ttarget\tsource\n1\tb\ta\n2\td\tc\n"
         "one-name",
         "name-number",
         "numbers",
+        "numbers-below-a-header",
         "bom-crlf",
         "blank",
         "strip",
@@ -135,6 +137,9 @@ def test_a_header_wider_than_the_lines_ends_without_a_traceback(tmp_path, conten
         (HEADER, ("french", None), "has no column 'french'; it has id, target, source"),
         ("a\tb\n", (None, "3"), "has no column '3'"),
         ("a\tb\n", ("0", None), "has no column '0'"),
+        ("a\tb\n", ("9" * 5000, None), "has no column '9"),
+        ("a\tb\n", ("2", None), "column 2 would be source and target"),
+        (HEADER, ("target", None), "column 2 would be source and target"),
     ],
 )
 def test_files_without_pairs_are_refused(tmp_path, content, columns, reason):
