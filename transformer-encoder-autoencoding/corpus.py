@@ -21,6 +21,7 @@ from cli import InputError, warn
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORD = r"\w+(?:[-'’]\w+)*"  # letters, marks and digits, hyphens and apostrophes inside: one word
+TOKEN = WORD + r"|[^\w\s]"  # a word, or a mark
 IGNORE = -100  # the label of a position that is not scored; PyTorch's cross-entropy skips it
 
 
@@ -111,9 +112,7 @@ def train_tokenizer(sentences: Iterable[str], kind: str, vocab_size: int) -> Tok
     """
     if kind == "word":
         tokenizer = Tokenizer(models.WordLevel(unk_token=UNK))
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(
-            Regex(WORD + r"|[^\w\s]"), behavior="removed", invert=True
-        )
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(TOKEN), behavior="removed", invert=True)
         trainer = WordLevelTrainer(vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, show_progress=False)
     else:
         tokenizer = Tokenizer(models.BPE(unk_token=UNK))

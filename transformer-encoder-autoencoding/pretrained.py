@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+import tokenizer_json
 from cli import InputError
 from corpus import CLS, MASK, PAD, SEP, UNK, SpecialIds
 from encoder import EncoderConfig, MaskedLanguageModel
@@ -137,7 +138,10 @@ def from_bert(bert: dict[str, Tensor], config: EncoderConfig) -> dict[str, Tenso
 
 
 def save(directory: Path, model: MaskedLanguageModel, tokenizer: Tokenizer) -> None:
-    """Write the model directory. Every file is written beside its place first, then all are moved in."""
+    """Write the model directory. Every file is written beside its place first, then all are moved in.
+
+    Raises InputError or OSError where they cannot be written.
+    """
     config = model.config
     contents = {
         "config.json": {
@@ -165,8 +169,15 @@ def save(directory: Path, model: MaskedLanguageModel, tokenizer: Tokenizer) -> N
         folder = Path(name)
         for file, content in contents.items():
             (folder / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        tokenizer.save(str(folder / "tokenizer.json"))
-        save_file(to_bert(model), folder / "model.safetensors", metadata={"format": "pt"})
+        try:
+            tokenizer.save(str(folder / "tokenizer.json"))
+            save_file(to_bert(model), folder / "model.safetensors", metadata={"format": "pt"})
+        except OSError:
+            raise
+        except Exception as error:  # the libraries' own kinds, for a full disk as well
+            raise InputError(
+                f"{directory}: cannot be written ({error}); what was there is as before"
+            ) from None
         shutil.copymode(folder / "config.json", folder / "model.safetensors")  # else for its owner alone
         for file in sorted(folder.iterdir()):
             os.replace(file, directory / file.name)
@@ -193,7 +204,11 @@ def load(directory: Path, device: torch.device) -> tuple[MaskedLanguageModel, To
         raise InputError(f"{directory}: no model here; run train_mlm.py first, or name one with --model")
     config = read_config(directory / "config.json")
     tokenizer = read_tokenizer(directory / "tokenizer.json", config)
-    weights = from_bert(read_tensors(directory), config)
+    tensors = read_tensors(directory)
+    try:
+        weights = from_bert(tensors, config)
+    except InputError as error:
+        raise InputError(f"{directory}: {error}") from None
     with torch.device("meta"), Undrawn():  # shapes alone: nothing is allocated before they are known to fit
         model = MaskedLanguageModel(config)
     wrong = [
@@ -246,17 +261,13 @@ def read_config(path: Path) -> EncoderConfig:
 
 
 def read_tokenizer(path: Path, config: EncoderConfig) -> Tokenizer:
-    """Raises InputError where it is missing, unreadable, or has ids that the model has not."""
-    if not path.is_file():
-        raise InputError(f"{path}: is missing; save the model with its fast tokenizer")
+    """Raises InputError where it is missing, unreadable, or has not the ids that the model has."""
+    tokenizer = tokenizer_json.read(path, config.vocab_size)
     try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise InputError(f"{path}: is not a tokenizer ({error})") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-    if highest >= config.vocab_size or SpecialIds.of(tokenizer).pad != config.pad_id:
+        special = SpecialIds.of(tokenizer)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    if special.pad != config.pad_id:
         raise InputError(f"{path}: belongs to another model: its ids do not fit config.json")
     return tokenizer
 
@@ -264,7 +275,7 @@ def read_tokenizer(path: Path, config: EncoderConfig) -> Tokenizer:
 def read_tensors(directory: Path) -> dict[str, Tensor]:
     """All tensors of model.safetensors, or of the shards that its index names, as fp32.
 
-    Raises InputError where a file is missing or damaged.
+    Raises InputError where a file is missing or damaged, or holds what is no number.
     """
     index = directory / "model.safetensors.index.json"
     if index.is_file():
@@ -285,9 +296,16 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
             raise InputError(f"{path}: is missing; {hint}")
         try:
             with safe_open(path, "pt") as file:
-                tensors |= {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
+                read = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except Exception as error:  # the library and PyTorch raise many kinds
             raise InputError(f"{path}: is damaged ({error}); get it anew") from None
+        for name, tensor in read.items():
+            if tensor.is_floating_point():
+                tensors[name] = tensor.float()
+                if not tensors[name].isfinite().all():
+                    raise InputError(f"{path}: {name} holds NaN or infinity; take weights of a sound run")
+            elif not name.startswith(UNUSED):
+                raise InputError(f"{path}: {name} is {tensor.dtype}, no floating-point type; get it anew")
     return tensors
 
 

@@ -23,6 +23,7 @@ from cli import InputError, warn
 
 EOS, UNK, PAD = "</s>", "<unk>", "<pad>"  # MarianMT's names; the first two ids and the last one
 SPACE = "▁"  # stands for the space before a word, so that joining tokens gives back the text
+SPACES, MARK = r"\s+", rf"[^\w{SPACE}'’-]"
 IGNORE = -100  # the label of padding; PyTorch's cross-entropy skips it
 
 
@@ -180,7 +181,7 @@ def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int) -> Tokeniz
     if kind == "word":
         tokenizer = Tokenizer(models.WordLevel(unk_token=UNK))
         words = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always")
-        marks = pre_tokenizers.Split(Regex(rf"[^\w{SPACE}'’-]"), behavior="isolated")
+        marks = pre_tokenizers.Split(Regex(MARK), behavior="isolated")
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, marks])
         tokenizer.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme="always")
         trainer = WordLevelTrainer(vocab_size=vocab_size - 1, special_tokens=[EOS, UNK], show_progress=False)
@@ -195,7 +196,7 @@ def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int) -> Tokeniz
             show_progress=False,
         )
     tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+        [normalizers.NFC(), normalizers.Replace(Regex(SPACES), " "), normalizers.Strip()]
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens([PAD])

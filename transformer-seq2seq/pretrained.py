@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+import tokenizer_json
 from cli import InputError
 from marian_tokenizer import FILES as SENTENCEPIECE_FILES
 from marian_tokenizer import MarianTokenizer
@@ -69,6 +70,7 @@ FIELDS = {
 LARGEST = {  # of the others: 1,000,000
     **dict.fromkeys(["vocab_size", "pad_id", "eos_id"], 10_000_000),
     **dict.fromkeys(["n_encoder_layers", "n_decoder_layers"], 1_000),
+    "max_length": 100_000,  # of which no weight is a witness
 }
 # what config.json must say, if it says anything, for the model to be ours
 REQUIRED = {
@@ -131,7 +133,10 @@ def from_marian(marian: dict[str, Tensor], config: TransformerConfig) -> dict[st
 
 
 def save(directory: Path, model: Transformer, tokenizer: Tokenizer | MarianTokenizer) -> None:
-    """Write the model directory. Every file is written beside its place first, then all are moved in."""
+    """Write the model directory. Every file is written beside its place first, then all are moved in.
+
+    Raises InputError or OSError where they cannot be written.
+    """
     config = model.config
     pieces = isinstance(tokenizer, MarianTokenizer)
     ids = {
@@ -173,8 +178,15 @@ def save(directory: Path, model: Transformer, tokenizer: Tokenizer | MarianToken
         folder = Path(name)
         for file, content in contents.items():
             (folder / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        tokenizer.save(folder if pieces else str(folder / "tokenizer.json"))
-        save_file(to_marian(model), folder / "model.safetensors", metadata={"format": "pt"})
+        try:
+            tokenizer.save(folder if pieces else str(folder / "tokenizer.json"))
+            save_file(to_marian(model), folder / "model.safetensors", metadata={"format": "pt"})
+        except OSError:
+            raise
+        except Exception as error:  # the libraries' own kinds, for a full disk as well
+            raise InputError(
+                f"{directory}: cannot be written ({error}); what was there is as before"
+            ) from None
         shutil.copymode(folder / "config.json", folder / "model.safetensors")  # else for its owner alone
         written = {file.name for file in folder.iterdir()}
         for name in sorted(written):
@@ -206,7 +218,11 @@ def load(directory: Path, device: torch.device) -> tuple[Transformer, Tokenizer 
         )
     config = read_config(directory / "config.json")
     tokenizer = read_tokenizer(directory, config)
-    weights = from_marian(read_tensors(directory), config)
+    tensors = read_tensors(directory)
+    try:
+        weights = from_marian(tensors, config)
+    except InputError as error:
+        raise InputError(f"{directory}: {error}") from None
     with torch.device("meta"), Undrawn():  # shapes alone: nothing is allocated before they are known to fit
         model = Transformer(config)
     wrong = [
@@ -268,18 +284,11 @@ def read_tokenizer(directory: Path, config: TransformerConfig) -> Tokenizer | Ma
     """tokenizer.json, or else the SentencePiece models. Raises InputError where both are missing, or are
     damaged, or have ids that the model has not."""
     path = directory / "tokenizer.json"
-    if path.is_file():
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises nothing narrower
-            raise InputError(f"{path}: is not a tokenizer ({error})") from None
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        tokenizer.encode_special_tokens = True
-    elif (directory / "source.spm").is_file():
+    if (directory / "source.spm").is_file() and not path.is_file():
         tokenizer = MarianTokenizer(directory)
     else:
-        raise InputError(f"{path}: is missing, and so is source.spm; save the model with its tokenizer")
+        tokenizer = tokenizer_json.read(path, config.vocab_size)
+        tokenizer.encode_special_tokens = True
     highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     ends = tokenizer.token_to_id(EOS), tokenizer.token_to_id(PAD)
     if highest >= config.vocab_size or ends != (config.eos_id, config.pad_id):
@@ -292,7 +301,7 @@ def read_tokenizer(directory: Path, config: TransformerConfig) -> Tokenizer | Ma
 def read_tensors(directory: Path) -> dict[str, Tensor]:
     """All tensors of model.safetensors, or of the shards that its index names, as fp32.
 
-    Raises InputError where a file is missing or damaged.
+    Raises InputError where a file is missing or damaged, or holds what is no number.
     """
     index = directory / "model.safetensors.index.json"
     if index.is_file():
@@ -313,9 +322,16 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
             raise InputError(f"{path}: is missing; {hint}")
         try:
             with safe_open(path, "pt") as file:
-                tensors |= {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
+                read = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except Exception as error:  # the library and PyTorch raise many kinds
             raise InputError(f"{path}: is damaged ({error}); get it anew") from None
+        for name, tensor in read.items():
+            if tensor.is_floating_point():
+                tensors[name] = tensor.float()
+                if not tensors[name].isfinite().all():
+                    raise InputError(f"{path}: {name} holds NaN or infinity; take weights of a sound run")
+            elif name not in UNUSED:
+                raise InputError(f"{path}: {name} is {tensor.dtype}, no floating-point type; get it anew")
     return tensors
 
 
