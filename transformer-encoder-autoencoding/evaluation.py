@@ -20,14 +20,18 @@ from cli import InputError
 from corpus import CLS, IGNORE, SEP, WORD, Corpus, SpecialIds, numbered_lines
 from encoder import MaskedLanguageModel
 
+HEADER = ["sentence", "key", "kind"]
+
 
 @dataclass(frozen=True)
 class Cloze:
-    """A sentence, the word of it that gets hidden (which occurs in it once), and the kind of the test."""
+    """A sentence, the word of it that gets hidden (which occurs in it once), the kind of the test, and where
+    it stands."""
 
     sentence: str
     key: str
     kind: str
+    place: str = "a cloze test"
 
     def key_span(self) -> tuple[int, int]:
         """Where the key word begins and ends, in characters."""
@@ -35,7 +39,8 @@ class Cloze:
 
 
 def read_clozes(text_file: Path) -> list[Cloze]:
-    """The cloze tests beside a text file, none if there is no such file.
+    """The cloze tests beside a text file, none if there is no such file. A first line that names the columns
+    is no test.
 
     Raises InputError at a line that is not a cloze test.
     """
@@ -45,21 +50,25 @@ def read_clozes(text_file: Path) -> list[Cloze]:
     with path.open("rb") as stream:
         lines = list(numbered_lines(stream, str(path)))
     clozes = []
-    for number, line in lines[1:]:
-        columns = line.split("\t")
+    if lines and lines[0][1].split("\t") == HEADER:
+        lines = lines[1:]
+    for number, line in lines:
+        place, columns = f"{path}, line {number}", line.split("\t")
         if len(columns) != 3 or columns[1] not in re.findall(WORD, columns[0]):
-            raise InputError(
-                f"{path}, line {number}: needs a sentence, a word of it, and a kind, tab-separated"
-            )
-        clozes.append(Cloze(*columns))
+            hint = f" (or, as a header, {', '.join(HEADER)})" if number == 1 else ""
+            raise InputError(f"{place}: needs a sentence, a word of it, and a kind, tab-separated{hint}")
+        clozes.append(Cloze(*columns, place))
     return clozes
 
 
 def check_lengths(clozes: list[Cloze], tokenizer: Tokenizer, max_length: int) -> None:
     """Raises InputError where a sentence is too long for a model that takes max_length tokens."""
-    width = max((len(tokenizer.encode(cloze.sentence)) for cloze in clozes), default=0)
-    if width > max_length:
-        raise InputError(f"a cloze sentence has {width} tokens, the model takes {max_length}")
+    for cloze in clozes:
+        if (width := len(tokenizer.encode(cloze.sentence))) > max_length:
+            raise InputError(
+                f"{cloze.place}: the sentence has {width} tokens, the model takes {max_length}; shorten it, "
+                "or raise --max-length"
+            )
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,7 @@ def ask(
 ) -> Answers:
     """Hide the key word of every sentence, all its tokens at once, and let the model fill it.
 
-    Raises InputError where a sentence is too long for the model.
+    Raises InputError where a sentence is too long for the model, or no key word has a token.
     """
     check_lengths(clozes, tokenizer, model.config.max_length)
     special = SpecialIds.of(tokenizer)
@@ -104,6 +113,8 @@ def ask(
             right = torch.equal(tokens, key)  # of an uncased tokenizer, "paris" is right for "Paris"
             text = tokenizer.decode(tokens.tolist(), skip_special_tokens=False).strip()
             guesses.append(cloze.key if right else text)
+    if not count:
+        raise InputError(f"{clozes[0].place}: the tokenizer drops the key word; take another one")
     return Answers(total / count, guesses)
 
 
@@ -128,7 +139,7 @@ class NeighbourBaseline:
         gap = words.index(cloze.key)
         left, right = words[gap - 1], words[gap + 1]
         counts = self.between.get((left, right)) or self.after.get(left) or self.words
-        return counts.most_common(1)[0][0]
+        return counts.most_common(1)[0][0] if counts else ""
 
 
 def accuracy(clozes: list[Cloze], guesses: list[str]) -> dict[str, float]:

@@ -11,10 +11,10 @@ to standard output alone.
 import argparse
 import json
 import math
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -22,11 +22,12 @@ from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
 import pretrained
-from cli import InputError, Parser, pick_device, run, warn, whole
+from cli import InputError, Parser, one_line, pick_device, run, warn, whole
 from corpus import MASK, SpecialIds, numbered_lines
 from encoder import MaskedLanguageModel
 
 HERE = Path(__file__).parent
+TOP_K = 5
 CHUNK = 512  # sentences read and held at a time
 BATCH_TOKENS = 4096  # that the model is given at a time, padding included
 
@@ -38,10 +39,13 @@ def parse_args() -> argparse.Namespace:
     add(
         "--model", type=Path, default=HERE / "results" / "model", metavar="DIR", help="default: results/model"
     )
-    add("--top-k", type=whole(1), default=5, help="so many words for each [MASK] (default: %(default)s)")
+    add("--top-k", type=whole(1), help=f"so many words for each [MASK] (default: {TOP_K})")
     add("--score", action="store_true", help="pseudo-perplexity and each token's surprisal instead")
     add("--json", action="store_true", help="one JSON object a line")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.score and args.top_k:
+        parser.error("--score and --top-k exclude each other: a score shows no other words")
+    return args
 
 
 @dataclass(frozen=True)
@@ -52,32 +56,55 @@ class Sentence:
     place: str
 
 
-def encode(sentences: list[Sentence], model: MaskedLanguageModel, tokenizer: Tokenizer) -> list[Encoding]:
-    """Raises InputError, naming the place, where a sentence is empty or too long for the model."""
-    for sentence in sentences:
+class Mistake(InputError):
+    """What is wrong with one sentence of several; those before its index are sound."""
+
+    def __init__(self, index: int, sentence: Sentence, reason: str):
+        super().__init__(f"{sentence.place}: {reason}")
+        self.index = index
+
+
+def encode(
+    sentences: list[Sentence], model: MaskedLanguageModel, tokenizer: Tokenizer, to_fill: bool = False
+) -> list[Encoding]:
+    """The ids of sentences, of which each must hold a [MASK] if it is to_fill.
+
+    Raises Mistake where one is empty, too long for the model, or without a [MASK] that is needed.
+    """
+    for i, sentence in enumerate(sentences):
         try:
             sentence.text.encode()
         except UnicodeEncodeError:  # how Python holds bytes of the command line that are not UTF-8
-            raise InputError(f"{sentence.place}: the sentence is not UTF-8 text") from None
+            raise Mistake(i, sentence, "the sentence is not UTF-8 text; write it in UTF-8") from None
     special, limit = SpecialIds.of(tokenizer), model.config.max_length
     encodings = tokenizer.encode_batch([sentence.text for sentence in sentences])
     unknown = []
-    for sentence, encoding in zip(sentences, encodings, strict=True):
-        if all(token in (special.cls, special.sep) for token in encoding.ids):
-            raise InputError(f"{sentence.place}: the sentence is empty; give one with words")
+    for i, (sentence, encoding) in enumerate(zip(sentences, encodings, strict=True)):
+        if all(token in (special.cls, special.sep, special.pad) for token in encoding.ids):
+            raise Mistake(i, sentence, "the sentence is empty; give one with words")
         if len(encoding) > limit:
-            raise InputError(
-                f"{sentence.place}: the sentence has {len(encoding)} tokens, the model takes {limit}; "
-                "shorten it"
-            )
+            tokens = f"the sentence has {len(encoding)} tokens, the model takes {limit}"
+            raise Mistake(i, sentence, f"{tokens}; shorten it")
+        if to_fill and (reason := wrong_masks(sentence.text, encoding.ids.count(special.mask))):
+            raise Mistake(i, sentence, reason)
         for (start, end), token in zip(encoding.offsets, encoding.ids, strict=True):
             if token == special.unk:
                 unknown.append(sentence.text[start:end])
     if unknown:
-        words = list(dict.fromkeys(unknown))
+        words = [word if len(word) < 40 else f"{word[:39]}…" for word in dict.fromkeys(unknown)]
         more = f" and {len(words) - 5} more" if len(words) > 5 else ""
         warn(f"unknown to the model, which sees [UNK] for it: {', '.join(words[:5])}{more}")
     return encodings
+
+
+def wrong_masks(text: str, seen: int) -> str:
+    """Why a sentence in which the tokenizer has seen so many [MASK]s cannot be filled; "" if it can."""
+    if not seen:
+        shown = text if len(text) < 80 else f"{text[:79]}…"
+        return f"no {MASK} in {shown!r}; write {MASK} for the word to fill in, or use --score"
+    if seen != text.count(MASK):
+        return f"{text.count(MASK)} times {MASK}, of which the tokenizer sees {seen}; put spaces around them"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -95,6 +122,7 @@ def ask(
     """Put the questions to the model, those of like length together.
 
     Yields, in another order, the index of every question with its log-probabilities (positions, V).
+    Raises InputError where they are no numbers, as of weights that are far too large.
     """
     order = sorted(range(len(questions)), key=lambda i: len(questions[i].ids))
     while order:
@@ -109,13 +137,18 @@ def ask(
             ids[row, : len(questions[i].ids)] = torch.tensor(questions[i].ids)
             hidden[row, questions[i].positions] = True
         log_probs = model(ids.to(device), hidden.to(device)).log_softmax(dim=-1)  # (N, V)
+        if not log_probs.isfinite().all():
+            raise InputError(
+                "the model answers with what is no number, so its weights are damaged; get it anew"
+            )
         counts = [len(questions[i].positions) for i in batch]
         yield from zip(batch, log_probs.split(counts), strict=True)
 
 
 def to_word(tokenizer: Tokenizer, token_id: int) -> str:
-    """One token as it reads in a sentence."""
-    return tokenizer.decode([token_id], skip_special_tokens=False).strip()
+    """One token as it reads in a sentence, control characters replaced."""
+    text = tokenizer.decode([token_id], skip_special_tokens=False).strip()
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\ufffd", text)
 
 
 def fill(
@@ -129,16 +162,11 @@ def fill(
 
     Returns for each sentence {"input": the sentence, "filled": the sentence with the likeliest token at every
     [MASK], "masks": for each [MASK] a list of {"token": str, "probability": float}}.
-    Raises InputError, naming the place, where there is no [MASK].
+    Raises Mistake where there is no [MASK].
     """
     special, questions = SpecialIds.of(tokenizer), []
-    for sentence, encoding in zip(sentences, encode(sentences, model, tokenizer), strict=True):
+    for encoding in encode(sentences, model, tokenizer, to_fill=True):
         positions = [i for i, token in enumerate(encoding.ids) if token == special.mask]
-        if not positions:
-            raise InputError(
-                f"{sentence.place}: no {MASK} in {sentence.text!r}; write {MASK} for the word to fill in, or "
-                "use --score"
-            )
         questions.append(Question(encoding.ids, positions))
     results: list[dict] = [{} for _ in sentences]
     for i, log_probs in ask(questions, model, special, device):
@@ -212,16 +240,39 @@ def typed() -> Iterator[str]:
         yield sentence
 
 
+def chunks(sentences: Iterable[Sentence]) -> Iterator[list[Sentence]]:
+    """Lists of CHUNK sentences; where one cannot be read, those before it come first."""
+    chunk = []
+    try:
+        for sentence in sentences:
+            chunk.append(sentence)
+            if len(chunk) == CHUNK:
+                yield chunk
+                chunk = []
+    except InputError:
+        if chunk:
+            yield chunk
+        raise
+    if chunk:
+        yield chunk
+
+
 def main() -> None:
     args = parse_args()
     device = pick_device(args.device)
     model, tokenizer = pretrained.load(args.model, device)
 
     def answer(sentences: list[Sentence]) -> None:
-        if args.score:
-            results = score(sentences, model, tokenizer, device)
-        else:
-            results = fill(sentences, model, tokenizer, args.top_k, device)
+        """Print the answers, and before a mistake those to the sentences that stand before it."""
+        try:
+            if args.score:
+                results = score(sentences, model, tokenizer, device)
+            else:
+                results = fill(sentences, model, tokenizer, args.top_k or TOP_K, device)
+        except Mistake as mistake:
+            if mistake.index:
+                answer(sentences[: mistake.index])
+            raise
         for result in results:
             if args.json:
                 print(json.dumps(result, ensure_ascii=False))
@@ -233,7 +284,7 @@ def main() -> None:
             try:
                 answer([Sentence(text, "what you typed")])
             except InputError as error:
-                print(error, file=sys.stderr)
+                print(one_line(str(error)), file=sys.stderr)
         return
     if args.sentences:
         sentences = (Sentence(text, f"sentence {i}") for i, text in enumerate(args.sentences, start=1))
@@ -241,12 +292,8 @@ def main() -> None:
         lines = numbered_lines(sys.stdin.buffer, "standard input")
         sentences = (Sentence(text, f"standard input, line {number}") for number, text in lines)
     answered = 0
-    while chunk := list(islice(sentences, CHUNK)):
-        try:
-            answer(chunk)
-        except InputError:  # what stands before the mistake is answered all the same
-            for sentence in chunk:
-                answer([sentence])
+    for chunk in chunks(sentences):
+        answer(chunk)
         answered += len(chunk)
     if not answered:
         raise InputError("no sentence given; pass one as an argument or on standard input")

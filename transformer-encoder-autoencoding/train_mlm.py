@@ -29,7 +29,7 @@ import checkpoint
 import evaluation
 import pretrained
 from checkpoint import Progress
-from cli import InputError, Interrupt, Parser, pick_device, real, run, warn, whole
+from cli import InputError, Interrupt, Parser, output_folder, pick_device, real, run, warn, whole
 from corpus import IGNORE, PAD, Corpus, corrupt, train_tokenizer, training_and_held_out
 from encoder import EncoderConfig, MaskedLanguageModel
 from fast import best_precision, fast_training
@@ -320,7 +320,7 @@ def main() -> None:
     n_parameters = sum(parameter.numel() for parameter in state.model.parameters())
     if args.resume:
         state.restore()
-    args.output.mkdir(parents=True, exist_ok=True)
+    output_folder(args.output)
     if team.leads:
         print(
             f"{len(sentences):,} sentences to train on, {len(held_out):,} held out; "

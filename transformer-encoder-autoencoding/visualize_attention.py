@@ -8,6 +8,9 @@ head asked for or of the mean of all; attention_heads.png, every head of every l
 """
 
 import argparse
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,7 +18,7 @@ from matplotlib import pyplot as plt
 from torch import Tensor
 
 import pretrained
-from cli import InputError, Parser, pick_device, run, whole
+from cli import InputError, Parser, output_folder, pick_device, run, warn, whole
 from corpus import CLS, MASK, SEP, SpecialIds
 from fill_mask import Sentence, encode, to_word
 
@@ -116,6 +119,18 @@ def draw_heads(weights: Tensor, words: list[str], title: str, path: Path) -> Non
     plt.close(figure)
 
 
+@contextmanager
+def boxes_counted() -> Iterator[None]:
+    """Within it, one warning counts the characters that the font lacks, instead of a warning for each."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    messages = {str(warning.message) for warning in caught}
+    missing = {message.split(" (")[0] for message in messages if "missing from" in message}
+    if missing:
+        warn(f"the font lacks {len(missing)} of the characters; they are drawn as boxes")
+
+
 @torch.inference_mode()
 def main() -> None:
     args = parse_args()
@@ -125,6 +140,8 @@ def main() -> None:
     ids = torch.tensor([encoding.ids], device=device)
     states, weights = model.encoder(ids, need_weights=True)
     weights = torch.stack(weights)[:, 0].cpu()  # (L, H, S, S)
+    if not weights.isfinite().all():
+        raise InputError("the model's attention is no number, so its weights are damaged; get it anew")
 
     special = SpecialIds.of(tokenizer)
     names = {special.cls: CLS, special.sep: SEP}
@@ -132,17 +149,19 @@ def main() -> None:
     for position in (ids[0] == special.mask).nonzero().flatten().tolist():
         guess = to_word(tokenizer, int(model.head(states[0, position]).argmax()))
         words[position] = f"{MASK} → {guess}"
+    words = [word if len(word) <= 30 else f"{word[:29]}…" for word in words]
     title = args.sentence if len(args.sentence) <= 70 else args.sentence[:69] + "…"
 
     chosen, name = choose(weights, args.layer, args.head)
-    args.output.mkdir(parents=True, exist_ok=True)
-    draw_map(chosen, words, f"{title}\n{name}", args.output / "attention_heatmap.png")
-    draw_heads(
-        weights,
-        words,
-        f"{title}\nentropy of each head, mean over the words",
-        args.output / "attention_heads.png",
-    )
+    output_folder(args.output)
+    with boxes_counted():
+        draw_map(chosen, words, f"{title}\n{name}", args.output / "attention_heatmap.png")
+        draw_heads(
+            weights,
+            words,
+            f"{title}\nentropy of each head, mean over the words",
+            args.output / "attention_heads.png",
+        )
     for file in ("attention_heatmap.png", "attention_heads.png"):
         print(args.output / file)
 

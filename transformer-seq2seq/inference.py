@@ -14,7 +14,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TextIO
@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 import pretrained
-from cli import InputError, Parser, pick_device, real, run, warn, whole
+from cli import InputError, Parser, one_line, pick_device, real, run, warn, whole
 from decoding import Hypothesis, Sampler, generate_all
 from pairs import UNK, decode_lines, open_text, to_text
 from transformer import Transformer
@@ -99,7 +99,7 @@ def encode(
         try:
             prompt.encode()
         except UnicodeEncodeError:  # how Python holds bytes of the command line that are not UTF-8
-            raise InputError(f"{place} is not UTF-8 text") from None
+            raise InputError(f"{place} is not UTF-8 text; write it in UTF-8") from None
     unk, limit, unknown = tokenizer.token_to_id(UNK), model.config.max_length, {}
     rows = []
     for place, prompt, encoding in zip(places, prompts, tokenizer.encode_batch(prompts), strict=True):
@@ -112,10 +112,18 @@ def encode(
                 unknown[word] = place
         rows.append(encoding.ids)
     if unknown:
-        words = list(unknown)
+        words = [word if len(word) < 40 else f"{word[:39]}…" for word in unknown]
         more = f" and {len(words) - 5} more" if len(words) > 5 else ""
         warn(f"unknown to the model, which sees {UNK} for it: {', '.join(words[:5])}{more}")
     return rows
+
+
+def sound(found: list[list[Hypothesis]]) -> list[list[Hypothesis]]:
+    """The outputs, if there are some for every prompt. Raises InputError where there are none, as of weights
+    that are far too large, with which all probabilities are NaN."""
+    if not all(found):
+        raise InputError("the model answers with what is no number, so its weights are damaged; get it anew")
+    return found
 
 
 def decoder(
@@ -131,14 +139,18 @@ def decoder(
 
     def search(rows: list[list[int]]) -> list[list[Hypothesis]]:
         found = generate_all(model, rows, max_length, args.batch_size, args.beam, args.length_penalty)
-        return [hypotheses[: args.n_best] for hypotheses in found]
+        return [hypotheses[: args.n_best] for hypotheses in sound(found)]
 
     def sample(rows: list[list[int]]) -> list[list[Hypothesis]]:
         sampler = Sampler(generator, args.temperature, args.top_k, args.top_p)
         repeated = [row for row in rows for _ in range(args.n_best)]
-        drawn = [
-            found[0] for found in generate_all(model, repeated, max_length, args.batch_size, pick=sampler)
-        ]
+        try:
+            found = generate_all(model, repeated, max_length, args.batch_size, pick=sampler)
+        except RuntimeError as error:
+            if "probability tensor" not in str(error):  # which holds NaN
+                raise
+            found = [[]]
+        drawn = [hypotheses[0] for hypotheses in sound(found)]
         groups = [drawn[i : i + args.n_best] for i in range(0, len(drawn), args.n_best)]
         return [sorted(group, key=lambda hypothesis: -hypothesis.log_probability) for group in groups]
 
@@ -175,7 +187,7 @@ def converse(model: Transformer, tokenizer: Tokenizer, args: argparse.Namespace)
         try:
             hypotheses = decode(encode([prompt], ["the prompt"], model, tokenizer))[0]
         except InputError as error:
-            print(error, file=sys.stderr)
+            print(one_line(str(error)), file=sys.stderr)
             continue
         for hypothesis in hypotheses:
             print(to_text(tokenizer, hypothesis.ids))
@@ -215,20 +227,30 @@ def filter_lines(
 
 @contextmanager
 def output_to(path: Path | None) -> Iterator[TextIO]:
-    """Standard output, or a file that takes its place only when it is complete."""
+    """Standard output, or a file that takes its place only when it is complete; a pipe or a device, which
+    cannot be replaced, is written to as it is."""
     if path is None:
         yield sys.stdout
         return
     if path.is_dir():
-        raise InputError(f"{path}: is a folder; name a file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
+        raise InputError(f"--output {path}: is a folder; name a file")
+    regular = path.is_file() or not path.exists()
+    part = path.with_name(f".{path.name}.part") if regular else path
+    made = [folder for folder in path.parents if not folder.exists()]
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("w", encoding="utf-8", newline="\n") as file:
             yield file
-        os.replace(part, path)
+        if regular:
+            os.replace(part, path)
+        made = []
     finally:
-        part.unlink(missing_ok=True)
+        if regular:
+            with suppress(OSError):
+                part.unlink()
+        for folder in made:  # nothing is left of what failed
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def main() -> None:

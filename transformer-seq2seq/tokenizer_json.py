@@ -75,11 +75,11 @@ def refusal(part: Any, name: str) -> str:
         return f"is of the kind {kind!r}, where {', '.join(kinds)} are supported"
     if "pattern" in part and kind in ("Split", "Replace"):
         pattern, grown = part["pattern"], part.get("content", "")
-        text = pattern.get("String", "") if isinstance(pattern, dict) else ""
-        known = isinstance(pattern, dict) and set(pattern) == {"Regex"} and pattern["Regex"] in PATTERNS
-        if not known and not (isinstance(text, str) and text and set(pattern) == {"String"}):
+        one = isinstance(pattern, dict) and len(pattern) == 1
+        regex, text = (pattern.get("Regex"), pattern.get("String")) if one else (None, None)
+        if not (isinstance(regex, str) and regex in PATTERNS) and not (isinstance(text, str) and text):
             return f"is a {kind} by a pattern of its own, {pattern!r}, which is not supported"
-        if not isinstance(grown, str) or len(grown) > max(1, len(text)):
+        if not isinstance(grown, str) or len(grown) > len(text or " "):
             return f"is a {kind} that makes text longer, which is not supported"
     if name == "model":
         vocabulary, unknown = part.get("vocab"), part.get("unk_token")

@@ -28,7 +28,7 @@ import checkpoint
 import evaluation
 import pretrained
 from checkpoint import Progress
-from cli import InputError, Interrupt, Parser, pick_device, real, run, warn, whole
+from cli import InputError, Interrupt, Parser, output_folder, pick_device, real, run, warn, whole
 from fast import best_precision, fast_training, token_losses
 from pairs import IGNORE, PAD, Pair, PairCorpus, train_tokenizer, training_and_held_out
 from parallel import Team, seed_all
@@ -317,7 +317,7 @@ def main() -> None:
     n_parameters = sum(parameter.numel() for parameter in state.model.parameters())
     if args.resume:
         state.restore()
-    args.output.mkdir(parents=True, exist_ok=True)
+    output_folder(args.output)
     if team.leads:
         print(
             f"{len(state.corpus):,} pairs to train on, {len(state.held_out):,} held out; "

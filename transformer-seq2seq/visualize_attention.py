@@ -9,6 +9,9 @@ attention_heads.png, the cross-attention of every head of every layer with its e
 """
 
 import argparse
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,9 +20,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 import pretrained
-from cli import InputError, Parser, pick_device, run, whole
+from cli import InputError, Parser, output_folder, pick_device, run, warn, whole
 from decoding import generate
-from inference import encode
+from inference import encode, sound
 from pairs import to_text
 from transformer import Attentions, causal_mask
 
@@ -70,7 +73,9 @@ def choose(weights: Tensor, layer: int | None, head: int | None) -> tuple[Tensor
 def label(tokenizer: Tokenizer, token: int) -> str:
     """One token as it reads in a text; as it stands in the vocabulary where it is no whole character."""
     text = to_text(tokenizer, [token])
-    return tokenizer.id_to_token(token) if not text or "\ufffd" in text else text
+    if not text or "\ufffd" in text:
+        text = tokenizer.id_to_token(token) or "?"
+    return text if len(text) <= 30 else f"{text[:29]}…"
 
 
 def draw_map(weights: Tensor, rows: list[str], columns: list[str], title: str, path: Path) -> None:
@@ -126,13 +131,25 @@ def draw_heads(weights: Tensor, rows: list[str], columns: list[str], title: str,
     plt.close(figure)
 
 
+@contextmanager
+def boxes_counted() -> Iterator[None]:
+    """Within it, one warning counts the characters that the font lacks, instead of a warning for each."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    messages = {str(warning.message) for warning in caught}
+    missing = {message.split(" (")[0] for message in messages if "missing from" in message}
+    if missing:
+        warn(f"the font lacks {len(missing)} of the characters; they are drawn as boxes")
+
+
 @torch.inference_mode()
 def main() -> None:
     args = parse_args()
     device = pick_device(args.device)
     model, tokenizer = pretrained.load(args.model, device)
     source = torch.tensor(encode([args.prompt], ["the prompt"], model, tokenizer), device=device)
-    output = generate(model, source, model.config.max_length)[0][0].ids
+    output = sound(generate(model, source, model.config.max_length))[0][0].ids
     output = [*output, model.config.eos_id][: model.config.max_length]
     target = torch.tensor([[model.config.pad_id, *output[:-1]]], device=device)  # what the decoder reads
     attentions = Attentions()
@@ -147,19 +164,20 @@ def main() -> None:
     title = args.prompt if len(args.prompt) <= 70 else args.prompt[:69] + "…"
 
     chosen, name = choose(cross, args.layer, args.head)
-    args.output.mkdir(parents=True, exist_ok=True)
-    draw_map(chosen, generated, asked, f"cross-attention: {title}\n{name}", args.output / FILES[0])
-    chosen, name = choose(causal, args.layer, args.head)
-    seen = causal_mask(len(read))[0, 0]
-    draw_map(
-        chosen.masked_fill(~seen, torch.nan),
-        generated,
-        read,
-        f"decoder self-attention: {title}\n{name}",
-        args.output / FILES[1],
-    )
-    heading = f"cross-attention: {title}\nentropy of each head, mean over the generated words"
-    draw_heads(cross, generated, asked, heading, args.output / FILES[2])
+    output_folder(args.output)
+    with boxes_counted():
+        draw_map(chosen, generated, asked, f"cross-attention: {title}\n{name}", args.output / FILES[0])
+        chosen, name = choose(causal, args.layer, args.head)
+        seen = causal_mask(len(read))[0, 0]
+        draw_map(
+            chosen.masked_fill(~seen, torch.nan),
+            generated,
+            read,
+            f"decoder self-attention: {title}\n{name}",
+            args.output / FILES[1],
+        )
+        heading = f"cross-attention: {title}\nentropy of each head, mean over the generated words"
+        draw_heads(cross, generated, asked, heading, args.output / FILES[2])
     for file in FILES:
         print(args.output / file)
 
