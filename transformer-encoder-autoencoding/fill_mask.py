@@ -145,6 +145,15 @@ def ask(
         yield from zip(batch, log_probs.split(counts), strict=True)
 
 
+def hide_each(ids: list[int], special: SpecialIds) -> list[Question]:
+    """A question for every token of a sentence but [CLS] and [SEP]: the sentence with that one hidden."""
+    return [
+        Question([*ids[:i], special.mask, *ids[i + 1 :]], [i])
+        for i, token in enumerate(ids)
+        if token not in (special.cls, special.sep)
+    ]
+
+
 def to_word(tokenizer: Tokenizer, token_id: int) -> str:
     """One token as it reads in a sentence, control characters replaced."""
     text = tokenizer.decode([token_id], skip_special_tokens=False).strip()
@@ -195,11 +204,9 @@ def score(
     encodings = encode(sentences, model, tokenizer)
     questions, asked = [], []
     for i, encoding in enumerate(encodings):
-        for position, token in enumerate(encoding.ids):
-            if token not in (special.cls, special.sep):
-                ids = [*encoding.ids[:position], special.mask, *encoding.ids[position + 1 :]]
-                questions.append(Question(ids, [position]))
-                asked.append((i, token))
+        for question in hide_each(encoding.ids, special):
+            questions.append(question)
+            asked.append((i, encoding.ids[question.positions[0]]))
     surprisals = [0.0] * len(questions)
     for q, log_probs in ask(questions, model, special, device):
         surprisals[q] = -log_probs[0, asked[q][1]].item()

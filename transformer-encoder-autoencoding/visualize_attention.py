@@ -2,9 +2,12 @@
 
     python3 visualize_attention.py
     python3 visualize_attention.py --layer 2 --head 1 "The capital of [MASK] is Paris"
+    python3 visualize_attention.py --html "The capital of [MASK] is Paris"
 
 Writes to --output (default: results/ beside this file): attention_heatmap.png, one map, of the layer and
 head asked for or of the mean of all; attention_heads.png, every head of every layer with its entropy.
+With --html, instead of the two: attention.html, a page to explore every head in, which needs a browser and
+nothing else.
 """
 
 import argparse
@@ -17,9 +20,10 @@ import torch
 from matplotlib import pyplot as plt
 from torch import Tensor
 
+import explorer
 import pretrained
 from cli import InputError, Parser, output_folder, pick_device, run, warn, whole
-from corpus import CLS, MASK, SEP, SpecialIds
+from corpus import MASK, SpecialIds
 from fill_mask import Sentence, encode, to_word
 
 plt.switch_backend("Agg")  # pictures become files; no screen is needed
@@ -43,8 +47,9 @@ def parse_args() -> argparse.Namespace:
         metavar="DIR",
         help="where to write (default: results/)",
     )
-    add("--layer", type=whole(1), help="the heat map's layer, from 1 (default: the mean of all)")
-    add("--head", type=whole(1), help="the heat map's head, from 1 (default: the mean of all)")
+    add("--layer", type=whole(1), help="the layer shown, from 1 (default: the mean of all)")
+    add("--head", type=whole(1), help="the head shown, from 1 (default: the mean of all)")
+    add("--html", action="store_true", help="instead of the pictures one page to explore, attention.html")
     return parser.parse_args()
 
 
@@ -60,8 +65,7 @@ def choose(weights: Tensor, layer: int | None, head: int | None) -> tuple[Tensor
     for flag, number, there in (("--layer", layer, weights.size(0)), ("--head", head, weights.size(1))):
         if number is not None and number > there:
             raise InputError(f"{flag} {number}: the model has {there}; give a number from 1 to {there}")
-    layers = weights.mean(dim=0) if layer is None else weights[layer - 1]  # (H, T, S)
-    chosen = layers.mean(dim=0) if head is None else layers[head - 1]  # (T, S)
+    chosen = explorer.with_means(weights)[(layer or 0) - 1, (head or 0) - 1]  # the means stand last
     which_layer = "mean of all layers" if layer is None else f"layer {layer}"
     which_head = "mean of all heads" if head is None else f"head {head}"
     return chosen, f"{which_layer}, {which_head}"
@@ -137,23 +141,31 @@ def main() -> None:
     device = pick_device(args.device)
     model, tokenizer = pretrained.load(args.model, device)
     (encoding,) = encode([Sentence(args.sentence, "SENTENCE")], model, tokenizer)
+    if args.html:
+        explorer.check_size(model.config.n_layers, model.config.n_heads, len(encoding))
     ids = torch.tensor([encoding.ids], device=device)
     states, weights = model.encoder(ids, need_weights=True)
     weights = torch.stack(weights)[:, 0].cpu()  # (L, H, S, S)
     if not weights.isfinite().all():
         raise InputError("the model's attention is no number, so its weights are damaged; get it anew")
+    words = [explorer.label(tokenizer, token) for token in encoding.ids]
+    chosen, name = choose(weights, args.layer, args.head)
+    output_folder(args.output)
 
-    special = SpecialIds.of(tokenizer)
-    names = {special.cls: CLS, special.sep: SEP}
-    words = [names.get(token) or to_word(tokenizer, token) for token in ids[0].tolist()]
-    for position in (ids[0] == special.mask).nonzero().flatten().tolist():
+    if args.html:
+        guesses = explorer.guesses(encoding.ids, model, tokenizer, device)
+        maps = explorer.with_means(weights)
+        page = explorer.page(args.sentence, words, maps, entropy(maps), guesses, args.layer, args.head)
+        (args.output / "attention.html").write_text(page, encoding="utf-8", newline="\n")
+        print(args.output / "attention.html")
+        return
+
+    for position in (ids[0] == SpecialIds.of(tokenizer).mask).nonzero().flatten().tolist():
         guess = to_word(tokenizer, int(model.head(states[0, position]).argmax()))
         words[position] = f"{MASK} → {guess}"
     words = [word if len(word) <= 30 else f"{word[:29]}…" for word in words]
     title = args.sentence if len(args.sentence) <= 70 else args.sentence[:69] + "…"
 
-    chosen, name = choose(weights, args.layer, args.head)
-    output_folder(args.output)
     with boxes_counted():
         draw_map(chosen, words, f"{title}\n{name}", args.output / "attention_heatmap.png")
         draw_heads(

@@ -461,7 +461,7 @@ def test_help_names_every_flag_and_an_example(script, name):
         "--dropout --max-length --epochs --max-steps --max-minutes --batch-tokens --learning-rate "
         "--warmup-steps --mask-prob --precision --seed --resume --output",
         "fill_mask": "--model --top-k --score --json",
-        "visualize_attention": "--model --output --layer --head",
+        "visualize_attention": "--model --output --layer --head --html",
     }[name]
     assert [flag for flag in promised.split() if flag not in out] == []
 

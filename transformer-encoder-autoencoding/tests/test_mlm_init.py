@@ -43,6 +43,9 @@ def test_visualize_attention_draws_it(bert, script, tmp_path):
     status, _, err = script("visualize_attention", "--model", bert, "--output", tmp_path, "The [MASK] cat")
     assert (status, err) == (0, "")
     assert {file.name for file in tmp_path.iterdir()} == {"attention_heatmap.png", "attention_heads.png"}
+    flags = "--model", bert, "--html", "--output", tmp_path / "page", "The [MASK] cat"
+    assert script("visualize_attention", *flags)[::2] == (0, "")
+    assert [file.name for file in (tmp_path / "page").iterdir()] == ["attention.html"]
 
 
 def test_training_goes_on_from_its_weights_with_its_tokenizer(bert, script, tmp_path, training):
