@@ -21,6 +21,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -36,10 +37,10 @@ import fast
 import pretrained
 import train_mlm
 from cli import InputError, Parser, pick_device, run, whole
-from corpus import IGNORE, read_lines, training_and_held_out
+from corpus import IGNORE
 from parallel import Team
+from reading import lines_of
 
-HERE = Path(__file__).parent
 PRODUCTS = "matrix products of ours, fp32"
 
 
@@ -48,12 +49,16 @@ class Contestant(Protocol):
         """One update, when a share `done` of the budget is used up -> its number of tokens."""
 
 
+@cache
+def scratch() -> tempfile.TemporaryDirectory:
+    """Where all contestants find the text's token ids; it goes when this process ends."""
+    return tempfile.TemporaryDirectory()
+
+
 def begin(args: Namespace):
     """A training run as train_mlm.py begins it, and its tokenizer."""
-    files = args.corpus or [HERE / "data" / "train.txt"]
-    held_out_file = args.held_out or (None if args.corpus else HERE / "data" / "held_out.txt")
-    texts = training_and_held_out(files, held_out_file, args.seed)
-    return train_mlm.prepare(args, Team(pick_device(args.device)), *texts)
+    args = Namespace(**vars(args) | {"output": Path(scratch().name)})
+    return train_mlm.prepare(args, Team(pick_device(args.device)))
 
 
 class Ours:
@@ -279,7 +284,7 @@ def main() -> None:
         raise InputError("needs the package transformers; pip install -r requirements-dev.txt") from None
     device = pick_device(args.device)
     if own.model:
-        lines = read_lines(own.input or HERE / "data" / "held_out.txt")
+        lines = list(lines_of(own.input or train_mlm.HERE / "data" / "held_out.txt"))
         return benchmark_filling.main(own.model, lines, device, own.rounds)
     field = contestants(args)
     if own.memory_of:

@@ -1,107 +1,27 @@
-"""Text to tokenizer to ids to batches: lines are read, split into tokens, cut into windows, grouped by
-length, and corrupted for masked language modelling (Devlin et al. 2018, section 3.1, "Task #1").
+"""Text to tokenizer to ids to batches: sentences are split into tokens, cut into windows, grouped by length,
+and corrupted for masked language modelling (Devlin et al. 2018, section 3.1, "Task #1").
 
 Legend: B sentences of a batch, S length of the longest of them.
 """
 
-import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
+from itertools import chain, islice
 
 import numpy as np
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import BpeTrainer, WordLevelTrainer
 from torch import Tensor
-from tqdm import tqdm
 
 from cli import InputError, warn
+from reading import Text
+from store import Plan, Sequences, Store, Writer, gathered, mapped
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORD = r"\w+(?:[-'’]\w+)*"  # letters, marks and digits, hyphens and apostrophes inside: one word
 TOKEN = WORD + r"|[^\w\s]"  # a word, or a mark
 IGNORE = -100  # the label of a position that is not scored; PyTorch's cross-entropy skips it
-
-
-def numbered_lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
-    """The lines of a binary stream as text, stripped, blank ones skipped, a byte order mark dropped, each
-    with its number, from 1.
-
-    Raises InputError at a line that is not UTF-8 text, naming it.
-    """
-    for number, raw in enumerate(stream, start=1):
-        if number == 1 and raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            raise InputError(f"{name}: is UTF-16; save it as UTF-8")
-        try:
-            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{name}, line {number}: byte {error.start + 1} is not UTF-8; save the file as UTF-8"
-            ) from None
-        if "\0" in line:
-            raise InputError(f"{name}, line {number}: holds a NUL byte; a text file is needed")
-        if line:
-            yield number, line
-
-
-def decode_lines(stream: BinaryIO, name: str) -> Iterator[str]:
-    """The lines of numbered_lines without their numbers."""
-    return (line for _, line in numbered_lines(stream, name))
-
-
-def open_text(path: Path) -> BinaryIO:
-    """A file, or a pipe. Raises InputError where there is none."""
-    if path.is_dir() or not path.exists():
-        reason = "is a folder" if path.is_dir() else "a broken link" if path.is_symlink() else "no such file"
-        raise InputError(f"{path}: {reason}; name a text file")
-    return path.open("rb")
-
-
-def read_lines(path: Path) -> list[str]:
-    """All lines of a text file, as decode_lines gives them.
-
-    Raises InputError where there is no such file, or nothing but blank lines in it.
-    """
-    with open_text(path) as stream:
-        lines = list(decode_lines(stream, str(path)))
-    if not lines:
-        raise InputError(f"{path}: holds no text; a file with a sentence a line is needed")
-    return lines
-
-
-def split(sentences: Iterable[str], seed: int) -> tuple[list[str], list[str]]:
-    """Set one distinct sentence in twenty aside, at least one and at most 1,000.
-
-    Returns the sentences to train on, in order and with their repetitions, and those held out. The two
-    share no sentence. Raises InputError where there are fewer than two distinct sentences.
-    """
-    sentences = list(sentences)
-    distinct = list(dict.fromkeys(sentences))
-    if len(distinct) < 2:
-        raise InputError("the corpus holds one distinct sentence; at least two are needed, one to hold out")
-    held_out = random.Random(seed).sample(distinct, min(1000, max(1, len(distinct) // 20)))
-    aside = set(held_out)
-    return [sentence for sentence in sentences if sentence not in aside], held_out
-
-
-def training_and_held_out(
-    files: list[Path], held_out_file: Path | None, seed: int
-) -> tuple[list[str], list[str]]:
-    """The sentences to train on and those held out, which share none: what is in the held-out file is left
-    out of training. Without that file, split holds some out."""
-    sentences = [sentence for path in files for sentence in read_lines(path)]
-    if held_out_file is None:
-        return split(sentences, seed)
-    held_out = read_lines(held_out_file)
-    aside = set(held_out)
-    kept = [sentence for sentence in sentences if sentence not in aside]
-    if not kept:
-        raise InputError(f"{held_out_file}: holds all training sentences; nothing is left to train on")
-    if len(kept) < len(sentences):
-        warn(f"left {len(sentences) - len(kept)} sentences out of training: they are in {held_out_file}")
-    return kept, held_out
 
 
 def train_tokenizer(sentences: Iterable[str], kind: str, vocab_size: int) -> Tokenizer:
@@ -156,43 +76,63 @@ class SpecialIds:
         return cls(*ids)
 
 
-class Corpus:
-    """Tokenized windows of text, one behind the other: window i is ids[offsets[i] : offsets[i + 1]]."""
+def windows(
+    sentences: Iterable[str], tokenizer: Tokenizer, max_length: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """Sentences as token ids, some at a time: the ids of windows, one behind the other, and their lengths.
 
-    def __init__(self, sentences: list[str], tokenizer: Tokenizer, max_length: int):
-        """Each window is [CLS], at most max_length - 2 tokens, [SEP]; a longer sentence becomes several
-        windows of nearly equal length. Windows in which no token could be hidden, as all are special or
-        unknown, are left out and counted in a warning. Raises InputError where no window is left."""
-        special = SpecialIds.of(tokenizer)
-        windows: list[np.ndarray] = []
-        never_hidden = list(vars(special).values())
-        self.unknown = 0  # how many tokens are [UNK]
-        left_out = 0
-        chunks = range(0, len(sentences), 1000)
-        for start in tqdm(chunks, desc="tokenizing", unit="k lines", leave=False, delay=1):
-            for encoding in tokenizer.encode_batch(sentences[start : start + 1000], add_special_tokens=False):
-                ids = np.asarray(encoding.ids, dtype=np.int32)
-                self.unknown += int((ids == special.unk).sum())
-                for part in np.array_split(ids, max(1, -(-len(ids) // (max_length - 2)))):
-                    if np.isin(part, never_hidden).all():
-                        left_out += 1
-                    else:
-                        windows.append(np.concatenate([[special.cls], part, [special.sep]]))
-        if not windows:
-            raise InputError(
-                f"nothing to learn from or to test in {len(sentences)} sentences, the first being "
-                f"{sentences[0][:40]!r}: the tokenizer knows no word in them; name other text"
-            )
-        if left_out:
-            total = left_out + len(windows)
-            warn(f"left out {left_out} of {total} passages, in which the tokenizer knows no word")
+    Each window is [CLS], at most max_length - 2 tokens, [SEP]; a longer sentence becomes several windows of
+    nearly equal length. Windows in which nothing can be hidden, as all tokens are special or unknown, are
+    left out; how many, comes third.
+    """
+    special, room, sentences = SpecialIds.of(tokenizer), max_length - 2, iter(sentences)
+    while chunk := list(islice(sentences, 1000)):
+        encodings = tokenizer.encode_batch_fast(chunk, add_special_tokens=False)
+        rows = [encoding.ids for encoding in encodings]
+        ids, totals = np.fromiter(chain.from_iterable(rows), np.int64), np.array(list(map(len, rows)))
+        left_out = int((totals == 0).sum())
+        if not len(ids):
+            yield ids, ids, left_out
+            continue
+        parts = -(-totals // room)  # how many windows a sentence becomes, whose first ones are longer by one
+        nth = np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)
+        totals, parts = np.repeat(totals, parts), np.repeat(parts, parts)
+        lengths = totals // parts + (nth < totals % parts)
+        hidden = ~np.isin(ids, list(vars(special).values()))  # what may be
+        keep = np.add.reduceat(hidden, np.cumsum(lengths) - lengths) > 0
+        left_out += int((~keep).sum())
+        ids, lengths = ids[np.repeat(keep, lengths)], lengths[keep]
+        ends = np.cumsum(lengths)
+        around = np.repeat([special.sep, special.cls], len(ends))  # where both go, the end goes first
+        yield np.insert(ids, np.concatenate([ends, ends - lengths]), around), lengths + 2, left_out
+
+
+def check_windows(kept: int, left_out: int) -> None:
+    """Warn of windows that were left out. Raises InputError where none was kept."""
+    if not kept:
+        raise InputError("nothing to learn from or to test: the tokenizer knows no word; name other text")
+    if left_out:
+        warn(f"left out {left_out} of {kept + left_out} passages, in which the tokenizer knows no word")
+
+
+class Corpus(Sequences):
+    """Tokenized windows of text, in memory or, of any size, on disk."""
+
+    def __init__(self, special: SpecialIds, ids: np.ndarray, lengths: np.ndarray, offsets: np.ndarray):
+        super().__init__(ids, lengths, offsets)
         self.special = special
-        self.ids = np.concatenate(windows).astype(np.int32)
-        self.lengths = np.array([len(window) for window in windows])
-        self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
 
-    def __len__(self) -> int:
-        return len(self.lengths)
+    @classmethod
+    def of(cls, sentences: Iterable[str], tokenizer: Tokenizer, max_length: int) -> "Corpus":
+        """Tokenize sentences in memory. Raises InputError where the tokenizer knows no word in them."""
+        pieces = list(windows(sentences, tokenizer, max_length))
+        check_windows(sum(len(lengths) for _, lengths, _ in pieces), sum(left_out for *_, left_out in pieces))
+        return cls(SpecialIds.of(tokenizer), *gathered((ids, lengths) for ids, lengths, _ in pieces))
+
+    @classmethod
+    def open(cls, store: Store, tokenizer: Tokenizer) -> "Corpus":
+        """The windows that tokenize has written."""
+        return cls(SpecialIds.of(tokenizer), *mapped(store.folder, "windows"))
 
     @property
     def tokens(self) -> int:
@@ -201,28 +141,28 @@ class Corpus:
 
     def rows(self, indices: np.ndarray) -> Tensor:
         """The windows with these indices, padded: int64 (B, S)."""
-        lengths = self.lengths[indices]
-        within = np.arange(lengths.max())
-        positions = np.minimum(self.offsets[indices][:, None] + within, len(self.ids) - 1)
-        batch = np.where(within < lengths[:, None], self.ids[positions], self.special.pad)
-        return torch.from_numpy(batch.astype(np.int64))
+        return torch.from_numpy(super().rows(indices, self.special.pad))
 
-    def plan(self, batch_tokens: int, rng: np.random.Generator) -> list[np.ndarray]:
-        """One epoch's batches, as arrays of window indices.
+    def plan(self, batch_tokens: int, seed: int | list[int]) -> Plan:
+        """One epoch's batches of windows, B * S <= batch_tokens, as the seed has them."""
+        return Plan([self], batch_tokens, seed)
 
-        Windows of like length go together, so that B * S <= batch_tokens holds little padding. Which of
-        the same length meet, and the order of the batches, is drawn anew from rng. A window longer than
-        batch_tokens is a batch alone.
-        """
-        order = rng.permutation(len(self))
-        order = order[np.argsort(self.lengths[order], kind="stable")]
-        batches, start = [], 0
-        for i, length in enumerate(self.lengths[order].tolist()):
-            if i > start and (i + 1 - start) * length > batch_tokens:
-                batches.append(order[start:i])
-                start = i
-        batches.append(order[start:])
-        return [batches[i] for i in rng.permutation(len(batches))]
+
+def tokenize(text: Text, tokenizer: Tokenizer, max_length: int, store: Store) -> None:
+    """Fill a store: the windows of the training sentences, what is held out, and the tokenizer.
+
+    Raises InputError where the tokenizer knows no word in them.
+    """
+    with store.fill() as (folder, notes):
+        unlearnable = 0
+        with Writer(folder, "windows", tokenizer.get_vocab_size()) as writer:
+            for ids, lengths, left_out in windows(text.read("tokenizing"), tokenizer, max_length):
+                writer.append(ids, lengths)
+                unlearnable += left_out
+            check_windows(len(writer), unlearnable)
+        tokenizer.save(str(folder / "tokenizer.json"))
+        drawn = None if text.held_out_file else text.held_out
+        notes |= {"held_out": drawn, "sentences": text.sentences, "left_out": text.left_out}
 
 
 def corrupt(

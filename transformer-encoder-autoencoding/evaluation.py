@@ -8,7 +8,9 @@ word and kind, tab-separated.
 import json
 import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +19,11 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 
 from cli import InputError
-from corpus import CLS, IGNORE, SEP, WORD, Corpus, SpecialIds, numbered_lines
+from corpus import CLS, IGNORE, SEP, WORD, Corpus, SpecialIds
 from encoder import MaskedLanguageModel
+from reading import numbered_lines
+
+MOST_COUNTED = 1_000_000  # sentences that the baseline takes its counts from
 
 HEADER = ["sentence", "key", "kind"]
 
@@ -31,7 +36,7 @@ class Cloze:
     sentence: str
     key: str
     kind: str
-    place: str = "a cloze test"
+    place: str = field(default="a cloze test", compare=False)
 
     def key_span(self) -> tuple[int, int]:
         """Where the key word begins and ends, in characters."""
@@ -61,7 +66,7 @@ def read_clozes(text_file: Path) -> list[Cloze]:
     return clozes
 
 
-def check_lengths(clozes: list[Cloze], tokenizer: Tokenizer, max_length: int) -> None:
+def check_lengths(clozes: Sequence[Cloze], tokenizer: Tokenizer, max_length: int) -> None:
     """Raises InputError where a sentence is too long for a model that takes max_length tokens."""
     for cloze in clozes:
         if (width := len(tokenizer.encode(cloze.sentence))) > max_length:
@@ -120,26 +125,36 @@ def ask(
 
 class NeighbourBaseline:
     """Fill a gap from counts alone: the word most often seen between these two neighbours in training,
-    else after the left one, else the most frequent word."""
+    else after the left one, else the most frequent word.
 
-    def __init__(self, sentences: list[str]):
-        self.between: dict[tuple[str, str], Counter] = {}
-        self.after: dict[str, Counter] = {}
+    It counts what the given tests ask for, in the first MOST_COUNTED sentences: its memory has bounds.
+    """
+
+    def __init__(self, sentences: Iterable[str], clozes: Sequence[Cloze]):
+        self.between: dict[tuple[str, str], Counter] = {neighbours(cloze): Counter() for cloze in clozes}
+        self.after: dict[str, Counter] = {left: Counter() for left, _ in self.between}
         self.words: Counter = Counter()
-        for sentence in sentences:
+        for sentence in islice(sentences, MOST_COUNTED if clozes else 0):
             words = [CLS, *re.findall(WORD, sentence), SEP]
+            self.words.update(words[1:-1])
             for left, word, right in zip(words, words[1:], words[2:], strict=False):
-                self.between.setdefault((left, right), Counter())[word] += 1
-                self.after.setdefault(left, Counter())[word] += 1
-                self.words[word] += 1
+                if left in self.after:
+                    self.after[left][word] += 1
+                    if (left, right) in self.between:
+                        self.between[left, right][word] += 1
 
     def guess(self, cloze: Cloze) -> str:
         """The word for the gap."""
-        words = [CLS, *re.findall(WORD, cloze.sentence), SEP]
-        gap = words.index(cloze.key)
-        left, right = words[gap - 1], words[gap + 1]
-        counts = self.between.get((left, right)) or self.after.get(left) or self.words
+        left, right = neighbours(cloze)
+        counts = self.between[left, right] or self.after[left] or self.words
         return counts.most_common(1)[0][0] if counts else ""
+
+
+def neighbours(cloze: Cloze) -> tuple[str, str]:
+    """The words before and after the gap."""
+    words = [CLS, *re.findall(WORD, cloze.sentence), SEP]
+    gap = words.index(cloze.key)
+    return words[gap - 1], words[gap + 1]
 
 
 def accuracy(clozes: list[Cloze], guesses: list[str]) -> dict[str, float]:
@@ -153,7 +168,7 @@ def accuracy(clozes: list[Cloze], guesses: list[str]) -> dict[str, float]:
 def report(
     model: MaskedLanguageModel,
     tokenizer: Tokenizer,
-    sentences: list[str],
+    sentences: Iterable[str],
     recall_tests: list[Cloze],
     held_out_tests: list[Cloze],
     figures: dict,
@@ -167,7 +182,7 @@ def report(
     print(f"\n{'':44}{'Transformer':>12}{'neighbours':>12}")
     print(f"{'held-out text, hidden tokens, accuracy':44}{figures['held_out_accuracy']:12.1%}")
     print(f"{'held-out text, hidden tokens, loss':44}{figures['held_out_loss']:12.3f}")
-    baseline = NeighbourBaseline(sentences if recall_tests or held_out_tests else [])
+    baseline = NeighbourBaseline(sentences, recall_tests + held_out_tests)
     if recall_tests:
         answers = ask(model, tokenizer, recall_tests)
         recall = sum(guess == cloze.key for guess, cloze in zip(answers.guesses, recall_tests, strict=True))
@@ -196,7 +211,10 @@ def report(
 def unigram_loss(corpus: Corpus, held_out: Corpus, vocab_size: int) -> float:
     """The loss (nats a token) of predicting every held-out token from its frequency in training alone: the
     plateau on which masked language models can get stuck. Counts start at one."""
-    counts = np.bincount(corpus.ids, minlength=vocab_size) + 1.0
+    counts = np.ones(vocab_size)
+    for start in range(0, len(corpus.ids), 2**20):
+        counts += np.bincount(corpus.ids[start : start + 2**20], minlength=vocab_size)
+        corpus.release()
     special = [corpus.special.cls, corpus.special.sep]
     counts[special] = 0
     ids = held_out.ids[~np.isin(held_out.ids, special)]

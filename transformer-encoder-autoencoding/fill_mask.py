@@ -23,8 +23,9 @@ from torch import Tensor
 
 import pretrained
 from cli import InputError, Parser, one_line, pick_device, run, warn, whole
-from corpus import MASK, SpecialIds, numbered_lines
+from corpus import MASK, SpecialIds
 from encoder import MaskedLanguageModel
+from reading import numbered_lines
 
 HERE = Path(__file__).parent
 TOP_K = 5

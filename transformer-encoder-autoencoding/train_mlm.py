@@ -5,23 +5,26 @@
     python3 train_mlm.py --resume                           go on after an interruption
 
 Writes to --output (default: results/ beside this file): model/ (a Hugging Face BERT directory),
-metrics.jsonl (a line for every evaluation), metrics.json (the final figures), loss_curve.png, and, while
-it runs, checkpoint.pt and checkpoint.before.pt. The model directory is replaced only when a run ends or
-is interrupted.
+metrics.jsonl (a line for every evaluation), metrics.json (the final figures), loss_curve.png, tokens/ (the
+text as token ids, used again while it is the same), and, while it runs, checkpoint.pt and
+checkpoint.before.pt. The model directory is replaced only when a run ends or is interrupted.
+
+Memory does not grow with the corpus. Of more than 100 MB of text, the vocabulary is learnt from an evenly
+spread part of about that size.
 """
 
 import argparse
-import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
@@ -30,10 +33,13 @@ import evaluation
 import pretrained
 from checkpoint import Progress
 from cli import InputError, Interrupt, Parser, output_folder, pick_device, real, run, warn, whole
-from corpus import IGNORE, PAD, Corpus, corrupt, train_tokenizer, training_and_held_out
+from corpus import IGNORE, PAD, Corpus, corrupt, tokenize, train_tokenizer
 from encoder import EncoderConfig, MaskedLanguageModel
+from evaluation import Cloze
 from fast import best_precision, fast_training
 from parallel import Team, seed_all
+from reading import Text
+from store import Store, fingerprint
 
 HERE = Path(__file__).parent
 DEFAULT_EPOCHS = 180
@@ -101,6 +107,9 @@ def parse_args(flags: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--init and {own[0]} exclude each other: the directory has its own")
     if args.epochs is args.max_steps is args.max_minutes is None:
         args.epochs = DEFAULT_EPOCHS
+    if args.corpus is None:
+        args.corpus = [HERE / "data" / "train.txt"]
+        args.held_out = args.held_out or HERE / "data" / "held_out.txt"
     return args
 
 
@@ -118,6 +127,7 @@ class Run:
     team: Team
     model: MaskedLanguageModel
     optimizer: torch.optim.Optimizer
+    text: Text
     corpus: Corpus
     held_out: Corpus
     identity: dict  # what may not change when the run is resumed
@@ -171,7 +181,7 @@ class Run:
     def held_out_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs and labels (B, S) of the held-out text, under masks that depend on the seed alone."""
         generator = torch.Generator().manual_seed(self.args.seed)
-        for rows in self.held_out.plan(self.args.batch_tokens, np.random.default_rng(self.args.seed)):
+        for rows in self.held_out.plan(self.args.batch_tokens, self.args.seed):
             yield self.corrupt(self.held_out.rows(rows), generator)
 
     @torch.no_grad()
@@ -208,9 +218,9 @@ class Run:
             }
         progress.best_accuracy = max(accuracy, progress.best_accuracy)
 
-    def plan(self, epoch: int) -> list[np.ndarray]:
+    def plan(self, epoch: int) -> Sequence[np.ndarray]:
         """The batches of an epoch, as the seed has them."""
-        return self.corpus.plan(self.args.batch_tokens, np.random.default_rng([self.args.seed, epoch]))
+        return self.corpus.plan(self.args.batch_tokens, [self.args.seed, epoch])
 
     def train(self, interrupt: Interrupt) -> bool:
         """Update until a limit is reached or an interrupt asks to stop; evaluate and save on the way. Returns
@@ -269,20 +279,16 @@ class Run:
         lines = "".join(json.dumps(record) + "\n" for record in self.progress.curve)
         (self.args.output / "metrics.jsonl").write_text(lines, encoding="utf-8")
 
-    def restore(self) -> None:
-        """Go back to the checkpoint. Raises InputError where there is none, or one of another run."""
-        state = checkpoint.load(self.args.output / "checkpoint.pt", self.identity)
+    def restore(self, state: dict) -> None:
+        """Go back to a state that save wrote. Raises InputError where it is of another run."""
+        checkpoint.check(self.args.output / "checkpoint.pt", state, self.identity)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.kept, self.progress = state["kept"], Progress(**state["progress"])
 
 
-def begin(args: argparse.Namespace, device: torch.device, sentences: list[str]):
-    """The model to start from and its tokenizer: those in --init, or random weights and a vocabulary that
-    is learnt from the training sentences."""
-    if args.init:
-        return pretrained.load(args.init, device)
-    tokenizer = train_tokenizer(sentences, args.tokenizer, args.vocab_size or VOCAB_SIZE[args.tokenizer])
+def new_model(args: argparse.Namespace, tokenizer: Tokenizer) -> MaskedLanguageModel:
+    """Random weights for the vocabulary of a tokenizer."""
     sizes = "d_model", "n_layers", "n_heads", "d_ff", "dropout", "max_length"
     config = EncoderConfig(
         vocab_size=tokenizer.get_vocab_size(),
@@ -290,40 +296,69 @@ def begin(args: argparse.Namespace, device: torch.device, sentences: list[str]):
         **{name: getattr(args, name) for name in sizes},
     )
     torch.manual_seed(args.seed)
-    return MaskedLanguageModel(config).to(device), tokenizer
+    return MaskedLanguageModel(config)
 
 
-def prepare(args: argparse.Namespace, team: Team, sentences: list[str], held_out: list[str]):
-    """A Run at its beginning, and the tokenizer."""
-    model, tokenizer = begin(args, team.device, sentences)
-    max_length = min(args.max_length, model.config.max_length)
-    corpus, held_out_corpus = (Corpus(texts, tokenizer, max_length) for texts in (sentences, held_out))
+def prepare(args: argparse.Namespace, team: Team, clozes: Sequence[Cloze] = ()) -> tuple[Run, Tokenizer]:
+    """A Run at its beginning or, with --resume, where its last state left it, and the tokenizer.
+
+    The text is tokenized into tokens/ in the output directory, unless that was made from the same text in the
+    same way. All that can be found wrong before that is: also cloze tests too long for the model.
+    """
+    path = args.output / "checkpoint.pt"
+    last = checkpoint.load(path) if args.resume else None
+    with team.leader_first():
+        text = Text(args.corpus, args.held_out, args.seed)
+        vocabulary = [args.tokenizer, args.vocab_size or VOCAB_SIZE[args.tokenizer]]
+        max_length = args.max_length
+        if args.init:
+            model, tokenizer = pretrained.load(args.init, team.device)
+            vocabulary = fingerprint(args.init / "tokenizer.json")["sha256"]
+            max_length = min(max_length, model.config.max_length)
+        recipe = text.recipe | {"vocabulary": vocabulary, "max_length": max_length}
+        store = Store(args.output / "tokens", recipe)
+        if last:
+            checkpoint.check(path, last, {"seed": args.seed, "corpus": store.digest})
+        if notes := store.read():
+            text.recall(notes)
+        else:
+            text.hold_out()
+        if not args.init:
+            if notes:
+                tokenizer = Tokenizer.from_file(str(store.folder / "tokenizer.json"))
+            else:
+                tokenizer = train_tokenizer(text.sample("learning the vocabulary"), *vocabulary)
+            model = new_model(args, tokenizer).to(team.device)
+        evaluation.check_lengths(clozes, tokenizer, model.config.max_length)
+        held_out = Corpus.of(text.held_out, tokenizer, max_length)
+        if not notes:
+            tokenize(text, tokenizer, max_length, store)
+    corpus = Corpus.open(store, tokenizer)
+    if text.held_out_file and text.left_out and team.leads:
+        warn(f"left {text.left_out} sentences out of training: they are in {text.held_out_file}")
     args.precision = args.precision or best_precision(team.device)
     large = corpus.tokens > 100 * LARGE_BATCH  # an epoch of large batches has 100 updates then
     args.batch_tokens = args.batch_tokens or (LARGE_BATCH if large else SMALL_BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    digest = hashlib.sha256(corpus.ids.tobytes()).hexdigest()[:16]
-    identity = {"corpus": digest, **asdict(model.config), **{name: getattr(args, name) for name in FIXED}}
-    return Run(args, team, model, optimizer, corpus, held_out_corpus, identity), tokenizer
+    fixed = {name: getattr(args, name) for name in FIXED}
+    identity = {**fixed, "corpus": store.digest, **asdict(model.config)}
+    run = Run(args, team, model, optimizer, text, corpus, held_out, identity)
+    if last:
+        run.restore(last)
+    return run, tokenizer
 
 
 def main() -> None:
     args = parse_args()
     team = Team.join(pick_device(args.device))
-    files = args.corpus or [HERE / "data" / "train.txt"]
-    held_out_file = args.held_out or (None if args.corpus else HERE / "data" / "held_out.txt")
-    sentences, held_out = training_and_held_out(files, held_out_file, args.seed)
-    recall_tests = [cloze for path in files for cloze in evaluation.read_clozes(path)]
-    held_out_tests = evaluation.read_clozes(held_out_file) if held_out_file else []
-    state, tokenizer = prepare(args, team, sentences, held_out)
-    evaluation.check_lengths(recall_tests + held_out_tests, tokenizer, state.model.config.max_length)
+    recall_tests = [cloze for path in args.corpus for cloze in evaluation.read_clozes(path)]
+    held_out_tests = evaluation.read_clozes(args.held_out) if args.held_out else []
+    state, tokenizer = prepare(args, team, recall_tests + held_out_tests)
     n_parameters = sum(parameter.numel() for parameter in state.model.parameters())
-    if args.resume:
-        state.restore()
     output_folder(args.output)
     if team.leads:
         print(
-            f"{len(sentences):,} sentences to train on, {len(held_out):,} held out; "
+            f"{state.text.sentences:,} sentences to train on, {len(state.text.held_out):,} held out; "
             f"vocabulary of {tokenizer.get_vocab_size():,}; {n_parameters:,} parameters on {team}"
         )
     interrupted = state.train(Interrupt())
@@ -352,7 +387,7 @@ def main() -> None:
             for name in ("train_loss", "held_out_loss", "held_out_accuracy")
         },
     }
-    evaluation.report(state.model, tokenizer, sentences, recall_tests, held_out_tests, figures, args.output)
+    evaluation.report(state.model, tokenizer, state.text, recall_tests, held_out_tests, figures, args.output)
     evaluation.draw_curve(progress.curve, args.output / "loss_curve.png")
     unigram = evaluation.unigram_loss(state.corpus, state.held_out, state.model.config.vocab_size)
     if (held_out_loss := figures["held_out_loss"]) > 0.9 * unigram:

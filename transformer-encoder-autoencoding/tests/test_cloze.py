@@ -127,21 +127,32 @@ def test_a_cloze_sentence_that_is_too_long_is_refused(tokenizer, tiny):
 # ---- the baseline
 
 
+def guess(sentences, gap):
+    """What the baseline says to "what" in gap, whatever else it is asked."""
+    asked, other = cloze(gap, "what"), cloze("something else", "else")
+    return NeighbourBaseline(iter(sentences), [other, asked]).guess(asked)
+
+
 def test_baseline_takes_the_word_most_often_seen_between_the_neighbours():
-    baseline = NeighbourBaseline(["a x b", "a y b", "a y b", "a z c", "a z c", "a z c"])
-    assert baseline.guess(cloze("a what b", "what")) == "y"
+    sentences = ["a x b", "a y b", "a y b", "a z c", "a z c", "a z c"]
+    assert guess(sentences, "a what b") == "y"
 
 
 def test_baseline_falls_back_to_the_word_before_and_then_to_the_most_frequent():
-    baseline = NeighbourBaseline(["a x b", "a x c", "a y b", "q q q w q"])
-    assert baseline.guess(cloze("a what w", "what")) == "x"
-    assert baseline.guess(cloze("never what w", "what")) == "q"
+    sentences = ["a x b", "a x c", "a y b", "q q q w q"]
+    assert guess(sentences, "a what w") == "x"
+    assert guess(sentences, "never what w") == "q"
 
 
 def test_baseline_knows_beginnings_and_ends_of_sentences():
-    baseline = NeighbourBaseline(["first b last", "first b other", "c last"])
-    assert baseline.guess(cloze("what b x", "what")) == "first"
-    assert baseline.guess(cloze("b what", "what")) == "last"
+    sentences = ["first b last", "first b other", "c last"]
+    assert guess(sentences, "what b x") == "first"
+    assert guess(sentences, "b what") == "last"
+
+
+def test_baseline_counts_no_more_sentences_than_it_says(monkeypatch):
+    monkeypatch.setattr("evaluation.MOST_COUNTED", 2)
+    assert guess(["a x b", "a x b", *["a y b"] * 3], "a what b") == "x"
 
 
 def test_accuracy_is_the_share_of_right_answers_of_each_kind():
@@ -151,14 +162,14 @@ def test_accuracy_is_the_share_of_right_answers_of_each_kind():
 
 def test_unigram_loss_is_that_of_the_frequencies_in_training(tokenizer):
     """Over the tokens that are not special, every token of the vocabulary counted once more than seen."""
-    training = Corpus(["the cat", "the dog chases the cat"], tokenizer, 24)
-    held_out = Corpus(["the mouse chases", "cat"], tokenizer, 24)
+    training = Corpus.of(["the cat", "the dog chases the cat"], tokenizer, 24)
+    held_out = Corpus.of(["the mouse chases", "cat"], tokenizer, 24)
     size = tokenizer.get_vocab_size()
     total = 7 + size - 2  # [CLS] and [SEP] are never predicted
     shares = [4 / total, 1 / total, 2 / total, 3 / total]  # the, mouse, chases, cat
     expected = -sum(math.log(share) for share in shares) / 4
     assert unigram_loss(training, held_out, size) == pytest.approx(expected)
-    uniform = Corpus(
+    uniform = Corpus.of(
         [" ".join(np.random.default_rng(0).permutation(["cat", "dog", "the", "a"]))], tokenizer, 24
     )
     assert unigram_loss(uniform, uniform, size) == pytest.approx(math.log((size - 2 + 4) / 2))

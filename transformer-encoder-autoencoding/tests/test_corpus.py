@@ -1,7 +1,9 @@
 """From bytes to batches: reading, holding out, both tokenizers, windows, plans and corruption."""
 
+import hashlib
 import io
 import math
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -20,12 +22,9 @@ from corpus import (
     Corpus,
     SpecialIds,
     corrupt,
-    decode_lines,
-    read_lines,
-    split,
     train_tokenizer,
-    training_and_held_out,
 )
+from reading import Text, decode_lines, draw_held_out, lines_of
 
 SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 some_sentences = st.lists(st.sampled_from([f"sentence {i}" for i in range(60)]), min_size=2, max_size=120)
@@ -74,46 +73,93 @@ def test_what_is_not_utf8_text_is_refused_by_line(raw, fragments):
 def test_a_file_without_text_is_refused_by_name(tmp_path, raw):
     (tmp_path / "empty.txt").write_bytes(raw)
     with pytest.raises(InputError, match=r"empty\.txt: holds no text"):
-        read_lines(tmp_path / "empty.txt")
+        list(lines_of(tmp_path / "empty.txt"))
 
 
 # ---- holding out
 
 
+def ticket(sentence, seed):
+    return hashlib.blake2b(sentence.encode(), key=seed.to_bytes(8, "little"), digest_size=16).digest()
+
+
 @properties
-@given(some_sentences, st.integers(0, 2**31 - 1))
-def test_split_loses_nothing_and_shares_nothing(sentences, seed):
+@given(some_sentences, st.integers(0, 2**31 - 1), st.sampled_from([1, 2, 1000]))
+def test_the_first_of_all_distinct_digests_are_held_out(sentences, seed, most):
     distinct = set(sentences)
-    if len(distinct) < 2:
-        with pytest.raises(InputError, match="at least two"):
-            split(sentences, seed)
-        return
-    train, aside = split(sentences, seed)
-    assert not set(train) & set(aside)
-    assert train == [sentence for sentence in sentences if sentence not in set(aside)]
-    assert set(train) | set(aside) == distinct
-    assert len(aside) == len(set(aside)) == max(1, len(distinct) // 20)
-    assert split(sentences, seed) == (train, aside)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reading.MOST_HELD_OUT", most)
+        if len(distinct) < 2:
+            with pytest.raises(InputError, match="at least two"):
+                draw_held_out(sentences, seed)
+            return
+        aside = draw_held_out(iter(sentences), seed)
+        assert draw_held_out(sentences[::-1], seed) == aside
+    wanted = min(most, max(1, len(distinct) // 20))
+    assert aside == sorted(distinct, key=lambda sentence: ticket(sentence, seed))[:wanted]
 
 
 def test_another_seed_holds_out_others_and_at_most_a_thousand():
-    sentences = [f"sentence {i}" for i in range(21_000)]
-    held_out = [split(sentences, seed)[1] for seed in (0, 1)]
+    sentences = [f"sentence {i}" for i in range(30_000)]
+    held_out = [draw_held_out(sentences, seed) for seed in (0, 1)]
     assert len(held_out[0]) == len(held_out[1]) == 1000
     assert set(held_out[0]) != set(held_out[1])
+    assert set(held_out[0]) == set(sorted(sentences, key=lambda sentence: ticket(sentence, 0))[:1000])
 
 
-def test_what_is_in_the_held_out_file_is_left_out_of_training(tmp_path, capsys):
+@pytest.fixture
+def files(tmp_path):
     for name, text in (
         ("a.txt", "one\ntwo\none\n"),
-        ("b.txt", "three\nfour\n"),
+        ("b.txt", "\nthree\nfour"),
         ("h.txt", "one\nfour\nfive\n"),
     ):
         (tmp_path / name).write_text(text, encoding="utf-8")
-    files = [tmp_path / "a.txt", tmp_path / "b.txt"]
-    train, aside = training_and_held_out(files, tmp_path / "h.txt", seed=0)
-    assert (train, aside) == (["two", "three"], ["one", "four", "five"])
-    assert "3 sentences" in capsys.readouterr().err
+    return [tmp_path / "a.txt", tmp_path / "b.txt"]
+
+
+def test_what_is_in_the_held_out_file_is_left_out_of_training(tmp_path, files):
+    text = Text(files, tmp_path / "h.txt", seed=0)
+    text.hold_out()
+    assert text.held_out == ["one", "four", "five"]
+    assert list(text) == list(text) == ["two", "three"]
+    assert (text.sentences, text.left_out) == (2, 3)
+
+
+def test_what_is_drawn_is_left_out_of_training_wherever_it_stands(files):
+    text = Text(files, None, seed=3)
+    text.hold_out()
+    (aside,) = text.held_out
+    assert list(text) == [line for line in ["one", "two", "one", "three", "four"] if line != aside]
+
+
+def test_a_vocabulary_is_learnt_from_an_evenly_spread_part_of_a_large_text(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("".join(f"{i:03}\n" for i in range(100)))
+    text = Text([tmp_path / "a.txt"], None, 0)
+    for most, step in ((400, 1), (399, 2), (50, 8)):
+        monkeypatch.setattr("reading.SAMPLE", most)
+        assert list(text.sample("learning")) == [f"{i:03}" for i in range(0, 100, step)]
+
+
+def test_the_recipe_follows_the_content_and_nothing_else(tmp_path, files):
+    def recipe(**change):
+        return Text(**{"files": files, "held_out_file": None, "seed": 0} | change).recipe
+
+    first = recipe()
+    os.utime(files[0], (1, 1))
+    (tmp_path / "copy.txt").write_bytes(files[0].read_bytes())
+    assert recipe() == recipe(files=[tmp_path / "copy.txt", files[1]]) == first
+    held_out = recipe(held_out_file=tmp_path / "h.txt")
+    assert held_out == recipe(held_out_file=tmp_path / "h.txt", seed=1)
+    others = [recipe(seed=1), recipe(files=files[::-1]), held_out]
+    files[0].write_text("one\ntwo\nten\n")
+    assert all(other != first for other in [*others, recipe()])
+
+
+def test_a_pipe_is_refused_by_name(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe: can be read but once"):
+        Text([tmp_path / "pipe"], None, 0)
 
 
 def test_the_vocabulary_comes_from_the_training_sentences_alone(tokenizer, training, held_out):
@@ -227,7 +273,7 @@ def windows(corpus):
 @properties
 @given(st.integers(1, 90), st.integers(4, 24))
 def test_a_long_text_becomes_few_windows_of_like_length_and_loses_nothing(letters, length, max_length):
-    parts = windows(Corpus([text_of(length)], letters, max_length))
+    parts = windows(Corpus.of([text_of(length)], letters, max_length))
     assert all(part[0] == SPECIAL.cls and part[-1] == SPECIAL.sep for part in parts)
     assert [token for part in parts for token in part[1:-1]] == letters.encode(text_of(length)).ids[1:-1]
     assert len(parts) == math.ceil(length / (max_length - 2))
@@ -236,34 +282,30 @@ def test_a_long_text_becomes_few_windows_of_like_length_and_loses_nothing(letter
 
 
 def test_sentences_do_not_share_windows_and_empty_ones_have_none(letters):
-    corpus = Corpus([text_of(3), " ", text_of(5)], letters, 24)
+    corpus = Corpus.of([text_of(3), " ", text_of(5)], letters, 24)
     assert [len(part) for part in windows(corpus)] == [5, 7] == corpus.lengths.tolist()
     assert len(corpus) == 2 and corpus.tokens == 12
 
 
-def test_unknown_tokens_are_counted(letters):
-    assert Corpus(["a x b y", "z"], letters, 24).unknown == 3
-
-
 def test_text_without_a_known_word_is_left_out_and_counted(letters, capsys):
-    assert len(Corpus(["a x", "y z", "[MASK]", "b"], letters, 24)) == 2
+    assert len(Corpus.of(["a x", "y z", "[MASK]", "b"], letters, 24)) == 2
     assert "left out 2 of 4 passages" in capsys.readouterr().err
 
 
 def test_a_text_without_a_token_is_refused(letters):
     with pytest.raises(InputError, match="knows no word"):
-        Corpus(["", " "], letters, 24)
+        Corpus.of(["", " "], letters, 24)
 
 
 def test_a_sentence_of_which_nothing_can_be_hidden_is_left_out(letters):
     """A batch of such sentences would have no loss."""
-    assert len(Corpus(["[MASK] [PAD]", "a b", "[MASK]", "a [MASK]"], letters, 24)) == 2
+    assert len(Corpus.of(["[MASK] [PAD]", "a b", "[MASK]", "a [MASK]"], letters, 24)) == 2
     with pytest.raises(InputError, match="nothing"):
-        Corpus(["[MASK]", "[PAD]"], letters, 24)
+        Corpus.of(["[MASK]", "[PAD]"], letters, 24)
 
 
 def test_rows_are_the_windows_padded_to_the_longest(letters):
-    corpus = Corpus([text_of(2), text_of(6), text_of(4)], letters, 24)
+    corpus = Corpus.of([text_of(2), text_of(6), text_of(4)], letters, 24)
     rows = corpus.rows(np.array([2, 0]))
     assert rows.dtype == torch.int64
     a, _, c = windows(corpus)
@@ -274,16 +316,16 @@ def test_rows_are_the_windows_padded_to_the_longest(letters):
 @properties
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=60), st.integers(4, 120), st.integers(0, 1000))
 def test_a_plan_has_every_window_once_within_the_limit(letters, lengths, batch_tokens, seed):
-    corpus = Corpus([text_of(length) for length in lengths], letters, 32)
-    plan = corpus.plan(batch_tokens, np.random.default_rng(seed))
+    corpus = Corpus.of([text_of(length) for length in lengths], letters, 32)
+    plan = corpus.plan(batch_tokens, seed)
     assert sorted(np.concatenate(plan).tolist()) == list(range(len(corpus)))
     for batch in plan:
         assert corpus.rows(batch).numel() <= batch_tokens or len(batch) == 1
 
 
 def test_a_plan_depends_on_its_generator_alone(letters):
-    corpus = Corpus([text_of(1 + i % 20) for i in range(100)], letters, 32)
-    plans = [corpus.plan(100, np.random.default_rng([7, epoch])) for epoch in (0, 0, 1)]
+    corpus = Corpus.of([text_of(1 + i % 20) for i in range(100)], letters, 32)
+    plans = [corpus.plan(100, [7, epoch]) for epoch in (0, 0, 1)]
     first, again, other = [[batch.tolist() for batch in plan] for plan in plans]
     assert first == again
     assert {frozenset(batch) for batch in first} != {frozenset(batch) for batch in other}
@@ -293,8 +335,8 @@ def test_a_plan_depends_on_its_generator_alone(letters):
 
 def test_a_plan_holds_little_padding(letters):
     lengths = np.random.default_rng(5).integers(3, 60, size=400).tolist()
-    corpus = Corpus([text_of(length) for length in lengths], letters, 64)
-    plan = corpus.plan(512, np.random.default_rng(0))
+    corpus = Corpus.of([text_of(length) for length in lengths], letters, 64)
+    plan = corpus.plan(512, 0)
     assert sum(corpus.rows(batch).numel() for batch in plan) < 1.06 * corpus.tokens
     assert len(plan) < 1.25 * corpus.tokens / 512
 

@@ -24,7 +24,8 @@ from fill_mask import Sentence, fill, score
 FOLDER = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 MODEL_FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-RUN_FILES = {"metrics.jsonl", "metrics.json", "loss_curve.png", "checkpoint.pt", "model"}
+TOKEN_FILES = {"meta.json", "tokenizer.json", *(f"windows.{n}.npy" for n in ("ids", "lengths", "offsets"))}
+RUN_FILES = {"metrics.jsonl", "metrics.json", "loss_curve.png", "checkpoint.pt", "model", "tokens"}
 RECORD = {"epoch", "step", "seconds", "tokens", "train_loss", "held_out_loss", "learning_rate"}
 FIGURES = {"epochs", "steps", "seconds", "parameters", "train_loss", "held_out_loss", "held_out_accuracy"}
 OF_CLOZES = {"recall_loss", "recall_accuracy", "held_out_by_kind", "baseline_by_kind"}
@@ -65,6 +66,7 @@ def files_below(folder):
 def test_training_writes_the_promised_files_and_no_others(trained):
     assert {path.name for path in trained.iterdir()} == RUN_FILES | {"checkpoint.before.pt"}
     assert {path.name for path in (trained / "model").iterdir()} == MODEL_FILES
+    assert {path.name for path in (trained / "tokens").iterdir()} == TOKEN_FILES
     width, height = png_size(trained / "loss_curve.png")
     assert 500 < width < 2000 and 300 < height < 1500
 
@@ -123,6 +125,7 @@ def elsewhere(tmp_path_factory, folder, command, sizes, training):
 def test_the_folder_works_alone_elsewhere_and_writes_to_its_results(elsewhere):
     _, _, new, _ = elsewhere
     expected = {f"results/{name}" for name in RUN_FILES} | {f"results/model/{name}" for name in MODEL_FILES}
+    expected |= {f"results/tokens/{name}" for name in TOKEN_FILES}
     assert new == {f"copy/{name}" for name in [*expected, "results"]}
 
 

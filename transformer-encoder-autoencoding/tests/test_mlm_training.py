@@ -38,9 +38,12 @@ def new_run(monkeypatch, tmp_path, training, held_out):
     """new_run(*flags) -> a Run over the training sentences that writes to tmp_path."""
 
     def new(*flags, sentences=training, sizes="--d-model 16 --n-layers 1 --n-heads 2 --d-ff 32"):
-        line = [*sizes.split(), "--batch-tokens", "48", "--output", str(tmp_path), *map(str, flags)]
+        for name, lines in (("text.txt", sentences), ("held.txt", held_out)):
+            (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
+        files = ["--corpus", tmp_path / "text.txt", "--held-out", tmp_path / "held.txt", "--output", tmp_path]
+        line = [*sizes.split(), "--batch-tokens", "48", *map(str, [*files, *flags])]
         monkeypatch.setattr(sys, "argv", ["train_mlm.py", *line])
-        return train_mlm.prepare(train_mlm.parse_args(), Team(CPU), sentences, held_out)[0]
+        return train_mlm.prepare(train_mlm.parse_args(), Team(CPU))[0]
 
     return new
 
@@ -275,8 +278,7 @@ def test_an_interrupted_run_goes_on_exactly(new_run, tmp_path, steps):
     first = new_run(*flags)
     first.train(After(first, steps))
     assert first.progress.step == steps
-    second = new_run(*flags)
-    second.restore()
+    second = new_run(*flags, "--resume")
     assert second.progress == first.progress
     second.train(NEVER)
     assert same_weights(weights(second), weights(whole))
@@ -289,8 +291,7 @@ def test_an_interrupted_run_goes_on_exactly(new_run, tmp_path, steps):
 def test_a_longer_budget_may_be_given_to_a_resumed_run(new_run):
     run = new_run("--max-steps", 3)
     run.train(NEVER)
-    more = new_run("--max-steps", 7)
-    more.restore()
+    more = new_run("--max-steps", 7, "--resume")
     more.train(NEVER)
     assert more.progress.step == 7 and [record["step"] for record in more.progress.curve] == [3, 7]
 
@@ -310,13 +311,13 @@ def test_a_longer_budget_may_be_given_to_a_resumed_run(new_run):
 def test_a_checkpoint_of_another_run_is_refused_by_name(new_run, flags, name):
     new_run("--max-steps", 2).train(NEVER)
     with pytest.raises(InputError, match=name):
-        new_run(*flags).restore()
+        new_run(*flags, "--resume")
 
 
 def test_a_checkpoint_of_another_corpus_is_refused(new_run, training):
     new_run("--max-steps", 2).train(NEVER)
     with pytest.raises(InputError, match="corpus"):
-        new_run(sentences=[*training, training[0]]).restore()
+        new_run("--resume", sentences=[*training, training[0]])
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "garbage", "another file"])
@@ -331,13 +332,13 @@ def test_a_damaged_checkpoint_is_refused(new_run, tmp_path, damage):
     if damage == "another file":
         torch.save([torch.zeros(3)], path)
     with pytest.raises(InputError, match="is damaged") as error:
-        run.restore()
+        new_run("--resume")
     assert "checkpoint.pt" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_without_a_checkpoint_there_is_nothing_to_resume(new_run):
     with pytest.raises(InputError, match="no checkpoint here"):
-        new_run().restore()
+        new_run("--resume")
 
 
 def test_a_checkpoint_runs_no_code(new_run, tmp_path):
@@ -348,14 +349,14 @@ def test_a_checkpoint_runs_no_code(new_run, tmp_path):
     run = new_run()
     torch.save({"identity": run.identity, "model": Trap()}, tmp_path / "checkpoint.pt")
     with pytest.raises(InputError, match="is damaged"):
-        run.restore()
+        new_run("--resume")
     assert not (tmp_path / "trace").exists()
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(new_run, tmp_path, monkeypatch):
     run = new_run("--max-steps", 1)
     run.train(NEVER)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    before = {path.name: path.read_bytes() for path in tmp_path.rglob("*.*t")}
 
     def full(state, file):
         file.write(b"half of it")
@@ -364,7 +365,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(new_run, tmp_
     monkeypatch.setattr(checkpoint.torch, "save", full)
     with pytest.raises(OSError, match="No space"):
         run.save()
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in tmp_path.rglob("*.*t")} == before
 
 
 # ---- the warning about the plateau
