@@ -21,6 +21,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -35,8 +36,9 @@ import fast
 import pretrained
 import train
 from cli import InputError, Parser, pick_device, run, whole
-from pairs import IGNORE, decode_lines, open_text, read_pairs, training_and_held_out
+from pairs import IGNORE
 from parallel import Team
+from reading import decode_lines, open_text, read_pairs
 
 HERE = Path(__file__).parent
 PRODUCTS = "matrix products of ours, fp32"
@@ -47,15 +49,16 @@ class Contestant(Protocol):
         """One update, with a share `done` of the budget used up -> its number of target tokens."""
 
 
+@cache
+def scratch() -> tempfile.TemporaryDirectory:
+    """Where all contestants find the pairs' token ids; it goes when this process ends."""
+    return tempfile.TemporaryDirectory()
+
+
 def begin(args: Namespace):
     """A training run as train.py begins it, and its tokenizer."""
-    pairs, held_out = training_and_held_out(
-        args.pairs or [HERE / "data" / "train.tsv"],
-        args.held_out or (None if args.pairs else HERE / "data" / "held_out.tsv"),
-        (args.source_column, args.target_column),
-        args.seed,
-    )
-    return train.prepare(args, Team(pick_device(args.device)), pairs, held_out)
+    args = Namespace(**vars(args) | {"output": Path(scratch().name)})
+    return train.prepare(args, Team(pick_device(args.device)))
 
 
 class Ours:

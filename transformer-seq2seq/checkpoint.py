@@ -49,11 +49,10 @@ def save(path: Path, state: dict[str, Any]) -> None:
         part.unlink(missing_ok=True)
 
 
-def load(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """Read what save wrote last, or, with a warning, the one before where that is damaged, provided that its
-    "identity" (what must not change within a run) is this one.
+def load(path: Path) -> dict[str, Any]:
+    """Read what save wrote last, or, with a warning, the one before where that is damaged.
 
-    Raises InputError where there is no checkpoint, none that can be read, or one of another run.
+    Raises InputError where there is no checkpoint, or none that can be read.
     """
     candidates = [candidate for candidate in (path, before(path)) if candidate.is_file()]
     if not candidates:
@@ -62,18 +61,23 @@ def load(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
     for candidate in candidates:
         try:
             state = torch.load(candidate, map_location="cpu", weights_only=True)
-            saved = state["identity"]
+            _ = state["identity"]
         except Exception as error:  # torch raises many kinds for a damaged file
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             damage.append(f"{candidate}: is damaged ({reason})")
             continue
         if damage:
             warn(f"{damage[0]}; going on from the one before it")
-        for name, value in identity.items():
-            if saved.get(name) != value:
-                raise InputError(
-                    f"{candidate}: belongs to a run with {name} {saved.get(name)}, not {value}; "
-                    "give the same, or run without --resume"
-                )
         return state
     raise InputError(f"{damage[0]}; run without --resume")
+
+
+def check(path: Path, state: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Raises InputError, naming the first difference, where the "identity" of a state that was loaded from
+    path, which is what must not change within a run, is another than this."""
+    for name, value in identity.items():
+        if (saved := state["identity"].get(name)) != value:
+            raise InputError(
+                f"{path}: belongs to a run with {name} {saved}, not {value}; give the same, or run without "
+                "--resume"
+            )

@@ -26,7 +26,8 @@ from tqdm import tqdm
 import pretrained
 from cli import InputError, Parser, one_line, pick_device, real, run, warn, whole
 from decoding import Hypothesis, Sampler, generate_all
-from pairs import UNK, decode_lines, open_text, to_text
+from pairs import UNK, to_text
+from reading import decode_lines, open_text
 from transformer import Transformer
 
 HERE = Path(__file__).parent

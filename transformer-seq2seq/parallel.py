@@ -3,8 +3,10 @@ share of every batch, and the gradients are summed. A process alone is a team of
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import numpy as np
@@ -38,7 +40,8 @@ class Team:
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        patience = timedelta(days=7)  # for what the leader does first
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
         return cls(device, dist.get_rank(), dist.get_world_size())
 
     @property
@@ -81,6 +84,15 @@ class Team:
                 f"another process of this run has ended ({reason}); --resume goes on from the last state"
             ) from None
         return tensor
+
+    @contextmanager
+    def leader_first(self) -> Iterator[None]:
+        """What is done within is done by the leader, and then, when it is ready, by the others."""
+        if not self.leads:
+            self.total(0)
+        yield
+        if self.leads:
+            self.total(0)
 
     def leave(self) -> None:
         """Part from the others, all at the same time."""

@@ -6,21 +6,26 @@
 
 Writes to --output (default: this folder): model/ (a Hugging Face MarianMT directory), samples/metrics.jsonl
 (a line for every evaluation), samples/metrics.json (the final figures), samples/loss_curve.png,
-samples/outputs.tsv (held-out prompts, references, outputs), and, while it runs, checkpoint.pt and
-checkpoint.before.pt. The model directory is replaced only when a run ends or is interrupted.
+samples/outputs.tsv (held-out prompts, references, outputs), tokens/ (the pairs as token ids, used again while
+they are the same), and, while it runs, checkpoint.pt and checkpoint.before.pt. The model directory is
+replaced only when a run ends or is interrupted.
+
+Memory does not grow with the corpus. Of more than 100 MB of pairs, the vocabulary is learnt from an evenly
+spread part of about that size.
 """
 
 import argparse
-import hashlib
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
@@ -30,8 +35,11 @@ import pretrained
 from checkpoint import Progress
 from cli import InputError, Interrupt, Parser, output_folder, pick_device, real, run, warn, whole
 from fast import best_precision, fast_training, token_losses
-from pairs import IGNORE, PAD, Pair, PairCorpus, train_tokenizer, training_and_held_out
+from marian_tokenizer import FILES, MarianTokenizer
+from pairs import IGNORE, PAD, PairCorpus, load_tokenizer, tokenize, train_tokenizer
 from parallel import Team, seed_all
+from reading import Pairs
+from store import Store, fingerprint
 from transformer import Transformer, TransformerConfig
 
 HERE = Path(__file__).parent
@@ -93,6 +101,9 @@ def parse_args(flags: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--init and {own[0]} exclude each other: the directory has its own")
     if args.epochs is args.max_steps is args.max_minutes is None:
         args.epochs = DEFAULT_EPOCHS
+    if args.pairs is None:
+        args.pairs = [HERE / "data" / "train.tsv"]
+        args.held_out = args.held_out or HERE / "data" / "held_out.tsv"
     return args
 
 
@@ -110,6 +121,7 @@ class Run:
     team: Team
     model: Transformer
     optimizer: torch.optim.Optimizer
+    pairs: Pairs
     corpus: PairCorpus
     held_out: PairCorpus
     identity: dict  # what may not change when the run is resumed
@@ -160,7 +172,7 @@ class Run:
         better by more than a standard error: of equally good models the last, the longest trained."""
         self.model.eval()
         nll, right, count = 0.0, 0, 0
-        for rows in self.held_out.plan(self.args.batch_tokens, np.random.default_rng(0)):
+        for rows in self.held_out.plan(self.args.batch_tokens, 0):
             batch = self.held_out.batch(rows).to(self.device)
             scored = batch.labels != IGNORE
             labels = batch.labels[scored]
@@ -189,9 +201,9 @@ class Run:
             }
         progress.best_accuracy = max(accuracy, progress.best_accuracy)
 
-    def plan(self, epoch: int) -> list[np.ndarray]:
+    def plan(self, epoch: int) -> Sequence[np.ndarray]:
         """The batches of an epoch, as the seed has them."""
-        return self.corpus.plan(self.args.batch_tokens, np.random.default_rng([self.args.seed, epoch]))
+        return self.corpus.plan(self.args.batch_tokens, [self.args.seed, epoch])
 
     def train(self, interrupt: Interrupt) -> bool:
         """Update until a limit is reached or an interrupt asks to stop; evaluate and save on the way. Returns
@@ -252,26 +264,16 @@ class Run:
         samples.mkdir(exist_ok=True)
         (samples / "metrics.jsonl").write_text(lines, encoding="utf-8")
 
-    def restore(self) -> None:
-        """Go back to the checkpoint. Raises InputError where there is none, or one of another run."""
-        state = checkpoint.load(self.args.output / "checkpoint.pt", self.identity)
+    def restore(self, state: dict) -> None:
+        """Go back to a state that save wrote. Raises InputError where it is of another run."""
+        checkpoint.check(self.args.output / "checkpoint.pt", state, self.identity)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.kept, self.progress = state["kept"], Progress(**state["progress"])
 
 
-def begin(args: argparse.Namespace, device: torch.device, pairs: list[Pair]):
-    """The model to start from and its tokenizer: those in --init, or random weights and a vocabulary that
-    is learnt from the training pairs."""
-    if args.init:
-        model, tokenizer = pretrained.load(args.init, device)
-        if model.config.pad_id != model.config.vocab_size - 1:
-            raise InputError(
-                f"{args.init}: <pad> is not the last id; such a model can be used, but not trained here"
-            )
-        return model, tokenizer
-    texts = (text for pair in pairs for text in (pair.source, pair.target))
-    tokenizer = train_tokenizer(texts, args.tokenizer, args.vocab_size or VOCAB_SIZE[args.tokenizer])
+def new_model(args: argparse.Namespace, tokenizer: Tokenizer) -> Transformer:
+    """Random weights for the vocabulary of a tokenizer."""
     config = TransformerConfig(
         vocab_size=tokenizer.get_vocab_size(),
         pad_id=tokenizer.token_to_id(PAD),
@@ -280,43 +282,72 @@ def begin(args: argparse.Namespace, device: torch.device, pairs: list[Pair]):
         **{name: getattr(args, name) for name in ("d_model", "n_heads", "d_ff", "dropout", "max_length")},
     )
     torch.manual_seed(args.seed)
-    return Transformer(config).to(device), tokenizer
+    return Transformer(config)
 
 
-def prepare(args: argparse.Namespace, team: Team, pairs: list[Pair], held_out: list[Pair]):
-    """A Run at its beginning, and the tokenizer."""
-    model, tokenizer = begin(args, team.device, pairs)
-    max_length = min(args.max_length, model.config.max_length)
-    corpus = PairCorpus(pairs, tokenizer, max_length)
-    held_out_corpus = PairCorpus(held_out, tokenizer, max_length)
-    if corpus.too_long or held_out_corpus.too_long:
-        warn(
-            f"left out {corpus.too_long} training and {held_out_corpus.too_long} held-out pairs of more than "
-            f"{max_length} tokens on a side; raise --max-length to keep them"
-        )
+def prepare(args: argparse.Namespace, team: Team) -> tuple[Run, Tokenizer | MarianTokenizer]:
+    """A Run at its beginning or, with --resume, where its last state left it, and the tokenizer.
+
+    The pairs are tokenized into tokens/ in the output directory, unless that was made from the same pairs in
+    the same way.
+    """
+    path = args.output / "checkpoint.pt"
+    last = checkpoint.load(path) if args.resume else None
+    with team.leader_first():
+        pairs = Pairs(args.pairs, args.held_out, (args.source_column, args.target_column), args.seed)
+        vocabulary = [args.tokenizer, args.vocab_size or VOCAB_SIZE[args.tokenizer]]
+        max_length = args.max_length
+        if args.init:
+            model, tokenizer = pretrained.load(args.init, team.device)
+            if model.config.pad_id != model.config.vocab_size - 1:
+                raise InputError(
+                    f"{args.init}: <pad> is not the last id; such a model can be used, but not trained here"
+                )
+            files = FILES if isinstance(tokenizer, MarianTokenizer) else ["tokenizer.json"]
+            vocabulary = [fingerprint(args.init / file)["sha256"] for file in files]
+            max_length = min(max_length, model.config.max_length)
+        recipe = pairs.recipe | {"vocabulary": vocabulary, "max_length": max_length}
+        store = Store(args.output / "tokens", recipe)
+        if last:
+            checkpoint.check(path, last, {"seed": args.seed, "corpus": store.digest})
+        if notes := store.read():
+            pairs.recall(notes)
+        else:
+            pairs.hold_out()
+        if not args.init:
+            if notes:
+                tokenizer = load_tokenizer(store.folder / "tokenizer.json")
+            else:
+                tokenizer = train_tokenizer(pairs.sample("learning the vocabulary"), *vocabulary)
+            model = new_model(args, tokenizer).to(team.device)
+        held_out = PairCorpus.of(pairs.held_out, tokenizer, max_length)
+        if not notes:
+            tokenize(pairs, tokenizer, max_length, store)
+    corpus = PairCorpus.open(store, tokenizer)
+    if team.leads:
+        pairs.warn()
+        if len(corpus) < pairs.kept or len(held_out) < len(pairs.held_out):
+            warn(
+                f"left out {pairs.kept - len(corpus)} training and {len(pairs.held_out) - len(held_out)} "
+                f"held-out pairs of more than {max_length} tokens on a side; raise --max-length to keep them"
+            )
     args.precision = args.precision or best_precision(team.device)
     large = len(corpus.target.ids) > 100 * LARGE_BATCH  # an epoch of large batches has 100 updates then
     args.batch_tokens = args.batch_tokens or (LARGE_BATCH if large else SMALL_BATCH)
     optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98), eps=1e-9, fused=True)
-    digest = hashlib.sha256(corpus.source.ids.tobytes() + corpus.target.ids.tobytes()).hexdigest()[:16]
     fixed = {name: getattr(args, name) for name in FIXED}
-    identity = {"corpus": digest, **asdict(model.config), **fixed}
-    return Run(args, team, model, optimizer, corpus, held_out_corpus, identity), tokenizer
+    identity = {**fixed, "corpus": store.digest, **asdict(model.config)}
+    run = Run(args, team, model, optimizer, pairs, corpus, held_out, identity)
+    if last:
+        run.restore(last)
+    return run, tokenizer
 
 
 def main() -> None:
     args = parse_args()
     team = Team.join(pick_device(args.device))
-    pairs, held_out = training_and_held_out(
-        args.pairs or [HERE / "data" / "train.tsv"],
-        args.held_out or (None if args.pairs else HERE / "data" / "held_out.tsv"),
-        (args.source_column, args.target_column),
-        args.seed,
-    )
-    state, tokenizer = prepare(args, team, pairs, held_out)
+    state, tokenizer = prepare(args, team)
     n_parameters = sum(parameter.numel() for parameter in state.model.parameters())
-    if args.resume:
-        state.restore()
     output_folder(args.output)
     if team.leads:
         print(
@@ -346,7 +377,8 @@ def main() -> None:
         "parameters": n_parameters,
         **{name: progress.curve[progress.kept][name] for name in ("train_loss", "held_out_loss")},
     }
-    evaluation.report(state.model, tokenizer, pairs, held_out, figures, args.output / "samples")
+    pairs = state.pairs
+    evaluation.report(state.model, tokenizer, pairs, pairs.held_out, figures, args.output / "samples")
     evaluation.draw_curve(progress.curve, args.output / "samples" / "loss_curve.png")
 
 

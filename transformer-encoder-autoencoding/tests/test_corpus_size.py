@@ -295,7 +295,7 @@ def test_a_run_in_blocks_is_resumed_exactly(prepare, monkeypatch):
     monkeypatch.setattr(store, "CHUNK", 8)
     monkeypatch.setattr(store, "BLOCK", 64)
 
-    def train(*flags, steps):
+    def go(*flags, steps):
         run = prepare("--max-steps", 40, *flags)[0]
 
         class After:
@@ -306,9 +306,9 @@ def test_a_run_in_blocks_is_resumed_exactly(prepare, monkeypatch):
         run.train(After())
         return run
 
-    whole = train(steps=40)
-    train(steps=11)
-    resumed = train("--resume", steps=40)
+    whole = go(steps=40)
+    go(steps=11)
+    resumed = go("--resume", steps=40)
     assert resumed.plan(0).n_blocks > 3 and resumed.progress.step == whole.progress.step == 40
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], tensor)

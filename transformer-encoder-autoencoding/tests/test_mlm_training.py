@@ -130,7 +130,7 @@ def test_a_model_learns_one_batch_by_heart(new_run, precision):
         run.update(rows, done=0.0)
         losses.append(run.progress.nll / run.progress.nll_tokens)
     assert sum(losses[:5]) / 5 > 2.5
-    assert sum(losses[-40:]) / 40 < 0.3, losses[-10:]
+    assert sum(losses[-40:]) / 40 < 0.5, losses[-10:]
     assert all(tensor.dtype == torch.float32 for tensor in run.model.state_dict().values())
 
 

@@ -1,5 +1,7 @@
 """From files to batches: what is read, what is held out, how it is tokenized and grouped."""
 
+import hashlib
+import os
 import unicodedata
 
 import numpy as np
@@ -14,15 +16,11 @@ from pairs import (
     IGNORE,
     PAD,
     UNK,
-    Pair,
     PairCorpus,
-    decode_lines,
-    read_pairs,
-    split,
     to_text,
     train_tokenizer,
-    training_and_held_out,
 )
+from reading import Pair, PairFile, Pairs, decode_lines, draw_held_out, read_pairs
 
 few = settings(max_examples=60, deadline=None, database=None, derandomize=True)
 
@@ -149,45 +147,93 @@ def test_files_without_pairs_are_refused(tmp_path, content, columns, reason):
 
 # ------------------------------------------------------------------------------------------- held out
 
-SOME_PAIRS = st.lists(st.builds(Pair, st.sampled_from("abcdefgh"), st.sampled_from("xyz")), min_size=2)
+SOURCES = st.lists(st.sampled_from([f"source {i}" for i in range(60)]), min_size=1, max_size=120)
+
+
+def ticket(source, seed):
+    return hashlib.blake2b(source.encode(), key=seed.to_bytes(8, "little"), digest_size=16).digest()
 
 
 @few
-@given(SOME_PAIRS, st.integers(0, 5))
-def test_split_shares_no_source_and_loses_no_pair(pairs, seed):
-    distinct = {pair.source for pair in pairs}
-    if len(distinct) < 2:
-        with pytest.raises(InputError, match="one distinct source"):
-            split(pairs, seed)
-        return
-    training, held_out = split(pairs, seed)
-    assert training and held_out
-    assert not {pair.source for pair in training} & {pair.source for pair in held_out}
-    key = lambda pair: (pair.source, pair.target)  # noqa: E731
-    assert sorted(training + held_out, key=key) == sorted(pairs, key=key)
-    assert split(pairs, seed) == (training, held_out)
+@given(SOURCES, st.integers(0, 2**31 - 1), st.sampled_from([1, 2, 1000]))
+def test_the_first_of_all_distinct_digests_are_held_out(sources, seed, most):
+    distinct = set(sources)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reading.MOST_HELD_OUT", most)
+        if len(distinct) < 2:
+            with pytest.raises(InputError, match="one distinct source"):
+                draw_held_out(sources, seed)
+            return
+        aside = draw_held_out(iter(sources), seed)
+    wanted = min(most, max(1, len(distinct) // 20))
+    assert aside == set(sorted(distinct, key=lambda source: ticket(source, seed))[:wanted])
 
 
-def test_split_holds_one_source_in_twenty_and_follows_the_seed():
-    pairs = [Pair(str(i), "x") for i in range(200)]
-    assert len(split(pairs, 0)[1]) == 10
-    assert split(pairs, 0) != split(pairs, 1)
-    assert len(split([Pair(str(i), "x") for i in range(30_000)], 0)[1]) == 1000
+def test_at_most_a_thousand_sources_are_held_out_and_the_seed_says_which():
+    sources = [str(i) for i in range(30_000)]
+    assert draw_held_out(sources, 0) == set(sorted(sources, key=lambda source: ticket(source, 0))[:1000])
+    assert draw_held_out(sources, 0) != draw_held_out(sources, 1)
+
+
+def write(path, pairs):
+    path.write_text("".join(f"{source}\t{target}\n" for source, target in pairs), encoding="utf-8")
+    return path
+
+
+def test_what_is_drawn_is_left_out_of_training_wherever_it_stands(tmp_path):
+    rows = [(str(i % 50), str(i)) for i in range(200)]
+    files = [write(tmp_path / "1.tsv", rows[:90]), write(tmp_path / "2.tsv", rows[90:])]
+    pairs = Pairs(files, None, (None, None), 0)
+    pairs.hold_out()
+    aside = {pair.source for pair in pairs.held_out}
+    assert len(aside) == 2 and len(pairs.held_out) == 8
+    everything = [Pair(*row) for row in rows]
+    assert pairs.held_out == [pair for pair in everything if pair.source in aside]
+    assert list(pairs) == list(pairs) == [pair for pair in everything if pair.source not in aside]
+    assert (pairs.kept, pairs.left_out) == (192, 8)
 
 
 def test_training_leaves_out_what_the_held_out_file_asks(tmp_path, capsys):
-    one, two, aside = tmp_path / "1.tsv", tmp_path / "2.tsv", tmp_path / "held_out.tsv"
-    one.write_text("a\tx\nb\ty\n", encoding="utf-8")
-    two.write_text("c\tz\na\tw\n", encoding="utf-8")
-    aside.write_text("a\tv\nq\tv\n", encoding="utf-8")
-    training, held_out = training_and_held_out([one, two], aside, (None, None), 0)
-    assert training == [Pair("b", "y"), Pair("c", "z")]
-    assert held_out == [Pair("a", "v"), Pair("q", "v")]
+    one, two = write(tmp_path / "1.tsv", ["ax", "by"]), write(tmp_path / "2.tsv", ["cz", "aw"])
+    pairs = Pairs([one, two], write(tmp_path / "held_out.tsv", ["av", "qv"]), (None, None), 0)
+    pairs.hold_out()
+    assert list(pairs) == [Pair("b", "y"), Pair("c", "z")]
+    assert pairs.held_out == [Pair("a", "v"), Pair("q", "v")]
+    pairs.warn()
     assert "left 2 pairs out of training" in capsys.readouterr().err
     with pytest.raises(InputError, match="nothing is left to train on"):
-        training_and_held_out([one], one, (None, None), 0)
-    training, held_out = training_and_held_out([one, two], None, (None, None), 0)
-    assert not {pair.source for pair in training} & {pair.source for pair in held_out}
+        list(Pairs([one], one, (None, None), 0))
+
+
+def test_a_vocabulary_is_learnt_from_an_evenly_spread_part_of_many_pairs(tmp_path, monkeypatch):
+    pairs = Pairs(
+        [write(tmp_path / "1.tsv", [(f"{i:02}", f"{i:02}") for i in range(100)])], None, (None, None), 0
+    )
+    for most, step in ((600, 1), (599, 2), (80, 8)):
+        monkeypatch.setattr("reading.SAMPLE", most)
+        expected = [f"{i:02}" for i in range(0, 100, step) for _ in "st"]
+        assert list(pairs.sample("learning")) == expected
+
+
+def test_the_recipe_follows_content_and_columns_and_nothing_else(tmp_path):
+    files = [write(tmp_path / "1.tsv", ["ax", "by"]), write(tmp_path / "2.tsv", ["cz", "aw"])]
+
+    def recipe(files=files, held_out=None, columns=(None, None), seed=0):
+        return Pairs(files, held_out, columns, seed).recipe
+
+    first = recipe()
+    os.utime(files[0], (1, 1))
+    assert recipe() == recipe([write(tmp_path / "copy.tsv", ["ax", "by"]), files[1]]) == first
+    assert recipe(held_out=files[0], seed=1) == recipe(held_out=files[0])
+    others = [recipe(seed=1), recipe(files[::-1]), recipe(held_out=files[0]), recipe(columns=("2", "1"))]
+    write(files[0], ["ax", "bz"])
+    assert all(other != first for other in [*others, recipe()])
+
+
+def test_a_pipe_is_refused_by_name(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe: can be read but once"):
+        PairFile(tmp_path / "pipe")
 
 
 # ------------------------------------------------------------------------------------------ tokenizing
@@ -293,7 +339,7 @@ def test_an_output_is_one_line_whatever_tokens_it_has(bpe):
 
 
 def corpus_of(tokenizer, pairs, max_length=100):
-    return PairCorpus([Pair(source, target) for source, target in pairs], tokenizer, max_length)
+    return PairCorpus.of([Pair(source, target) for source, target in pairs], tokenizer, max_length)
 
 
 def varied(tokenizer, n, seed=0):
@@ -321,7 +367,7 @@ def test_a_batch_holds_shifted_targets_and_labels(tokenizer):
 @given(st.integers(1, 60), st.integers(2, 200), st.integers(0, 3))
 def test_a_plan_takes_every_pair_once_within_the_budget(tokenizer, n, batch_tokens, seed):
     corpus = varied(tokenizer, n, seed)
-    plan = corpus.plan(batch_tokens, np.random.default_rng(seed))
+    plan = corpus.plan(batch_tokens, seed)
     assert sorted(np.concatenate(plan).tolist()) == list(range(n))
     for rows in plan:
         batch = corpus.batch(rows)
@@ -333,7 +379,7 @@ def test_a_plan_takes_every_pair_once_within_the_budget(tokenizer, n, batch_toke
 
 def test_a_plan_follows_its_seed(tokenizer):
     corpus = varied(tokenizer, 200)
-    plans = [[rows.tolist() for rows in corpus.plan(100, np.random.default_rng([0, e]))] for e in (0, 0, 1)]
+    plans = [[rows.tolist() for rows in corpus.plan(100, [0, e])] for e in (0, 0, 1)]
     assert plans[0] == plans[1] != plans[2]
     assert sorted(map(len, plans[0])) != len(plans[0]) * [1]
 
@@ -342,20 +388,20 @@ def test_batches_of_like_lengths_hold_little_padding(tokenizer):
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 30, 1000)
     corpus = corpus_of(tokenizer, [("cook " * n, "the " * n) for n in lengths.tolist()])
-    batches = [corpus.batch(rows) for rows in corpus.plan(500, rng)]
+    batches = [corpus.batch(rows) for rows in corpus.plan(500, 0)]
     cells = sum(batch.labels.numel() for batch in batches)
     assert sum(int((batch.labels == IGNORE).sum()) for batch in batches) < 0.05 * cells
 
 
 def test_batches_come_in_no_order_of_length(tokenizer):
     corpus = varied(tokenizer, 300)
-    longest = [int(corpus.target.lengths[rows].max()) for rows in corpus.plan(60, np.random.default_rng(0))]
+    longest = [int(corpus.target.lengths[rows].max()) for rows in corpus.plan(60, 0)]
     assert longest != sorted(longest) and longest != sorted(longest, reverse=True)
 
 
-def test_pairs_too_long_on_either_side_are_counted(tokenizer):
+def test_pairs_too_long_on_either_side_are_left_out(tokenizer):
     pairs = [("the cook", "cake"), ("the cook eats", "cake"), ("cake", "the cook eats")]
     corpus = corpus_of(tokenizer, pairs, max_length=3)
-    assert (len(corpus), corpus.too_long) == (1, 2)
+    assert len(corpus) == 1
     with pytest.raises(InputError, match="at most 2 tokens"):
         corpus_of(tokenizer, pairs, max_length=2)

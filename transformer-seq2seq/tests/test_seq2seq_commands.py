@@ -25,6 +25,9 @@ MODEL_FILES = {
     "tokenizer.json",
     "tokenizer_config.json",
 }
+TOKENS = {"meta.json", "tokenizer.json"} | {
+    f"{side}.{part}.npy" for side in ("source", "target") for part in ("ids", "lengths", "offsets")
+}
 SAMPLES = {"metrics.jsonl", "metrics.json", "loss_curve.png", "outputs.tsv"}
 PICTURES = {"attention_heatmap.png", "decoder_self_attention.png", "attention_heads.png"}
 
@@ -57,7 +60,8 @@ def ask(script, trained):
 
 def test_training_writes_what_it_promises_and_nothing_else(trained):
     written = files_in(trained) - {"checkpoint.pt", "checkpoint.before.pt"}
-    assert written == {f"model/{name}" for name in MODEL_FILES} | {f"samples/{name}" for name in SAMPLES}
+    folders = {"model": MODEL_FILES, "samples": SAMPLES, "tokens": TOKENS}
+    assert written == {f"{folder}/{name}" for folder, names in folders.items() for name in names}
     assert {path.name for path in trained.parent.iterdir()} == {
         "pairs.tsv",
         "held_out.tsv",
@@ -324,7 +328,9 @@ def test_help_names_every_flag(script, name):
 
 def test_the_folder_runs_alone_in_another_place(tmp_path, command, trained):
     alone = tmp_path / "another place" / "copy"
-    ignore = shutil.ignore_patterns("model", "tests", "__pycache__", "checkpoint*.pt", "samples", ".*")
+    ignore = shutil.ignore_patterns(
+        "model", "tests", "__pycache__", "checkpoint*.pt", "samples", "tokens", ".*"
+    )
     shutil.copytree(FOLDER, alone, ignore=ignore)
     shutil.copytree(trained / "model", alone / "model")
     done = command("inference.py", "Good morning", cwd=tmp_path, folder=alone)
@@ -353,7 +359,7 @@ def test_the_folder_runs_alone_in_another_place(tmp_path, command, trained):
 
 
 def test_the_bundled_pairs_are_sound(capsys):
-    from pairs import read_pairs
+    from reading import read_pairs
 
     training, held_out = (read_pairs(FOLDER / "data" / f"{name}.tsv") for name in ("train", "held_out"))
     assert capsys.readouterr().err == ""

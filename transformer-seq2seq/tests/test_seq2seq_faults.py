@@ -89,11 +89,9 @@ def interrupted(flags, tmp_path, monkeypatch, capsys):
     """A run of which the states after steps 1 and 2 are kept: its folder, and what begins it anew."""
     monkeypatch.setattr("train.SAVE_SECONDS", 0)
 
-    def begin():
-        monkeypatch.setattr("sys.argv", ["train.py", *flags(tmp_path / "out")])
-        args = train.parse_args()
-        pairs = train.training_and_held_out(args.pairs, args.held_out, (None, None), args.seed)
-        return train.prepare(args, Team(torch.device("cpu")), *pairs)[0]
+    def begin(*more):
+        monkeypatch.setattr("sys.argv", ["train.py", *flags(tmp_path / "out"), *more])
+        return train.prepare(train.parse_args(), Team(torch.device("cpu")))[0]
 
     run = begin()
 
@@ -122,8 +120,7 @@ def test_a_damaged_state_falls_back_to_the_one_before_and_says_so(interrupted, c
     path = folder / "checkpoint.pt"
     content = path.read_bytes()
     path.write_bytes(content[: int(left * len(content)) if isinstance(left, float) else left])
-    run = begin()
-    run.restore()
+    run = begin("--resume")
     assert run.progress.step == 1
     (warning,) = capsys.readouterr().err.splitlines()
     assert "checkpoint.pt: is damaged" in warning and "the one before" in warning
@@ -132,8 +129,7 @@ def test_a_damaged_state_falls_back_to_the_one_before_and_says_so(interrupted, c
 def test_a_kill_between_two_renames_loses_nothing(interrupted):
     folder, begin = interrupted
     os.replace(folder / "checkpoint.pt", folder / "checkpoint.before.pt")
-    run = begin()
-    run.restore()
+    run = begin("--resume")
     assert run.progress.step == 2
 
 
@@ -142,7 +138,7 @@ def test_two_damaged_states_are_refused(interrupted):
     for name in ("checkpoint.pt", "checkpoint.before.pt"):
         (folder / name).write_bytes(b"damaged")
     with pytest.raises(InputError, match=r"checkpoint\.pt: is damaged .*run without --resume"):
-        begin().restore()
+        begin("--resume")
 
 
 def test_a_full_disk_keeps_the_states_there_are(interrupted, monkeypatch):

@@ -13,7 +13,7 @@ import checkpoint
 import train
 from checkpoint import Progress
 from cli import InputError
-from pairs import IGNORE, Pair
+from pairs import IGNORE
 from parallel import Team
 from train import learning_rate
 
@@ -38,14 +38,15 @@ class After:
 
 
 @pytest.fixture
-def begin(tmp_path, monkeypatch, training, held_out, sizes):
+def begin(tmp_path, monkeypatch, write_pairs, training, held_out, sizes):
     """begin(*flags, pairs=...) -> a Run at its beginning, and its tokenizer."""
 
     def make(*flags, pairs=None):
-        line = ["train.py", "--output", str(tmp_path / "out"), *sizes, "--max-steps", "60", *map(str, flags)]
-        monkeypatch.setattr("sys.argv", line)
-        data = [[Pair(*row) for row in rows] for rows in (pairs or training, held_out)]
-        return train.prepare(train.parse_args(), Team(CPU), *data)
+        files = ["--pairs", write_pairs(tmp_path / "pairs.tsv", pairs or training)]
+        files += ["--held-out", write_pairs(tmp_path / "held.tsv", held_out), "--output", tmp_path / "out"]
+        line = ["train.py", *files, *sizes, "--max-steps", 60, *flags]
+        monkeypatch.setattr("sys.argv", list(map(str, line)))
+        return train.prepare(train.parse_args(), Team(CPU))
 
     return make
 
@@ -117,8 +118,7 @@ def test_an_interrupted_run_goes_on_exactly(begin, steps):
     first, _ = begin()
     first.train(After(first.progress, steps))
     assert first.progress.step == steps
-    second, _ = begin()
-    second.restore()
+    second, _ = begin("--resume")
     second.train(Never())
     assert_same_weights(weights_of(second), weights_of(whole))
     assert_same_weights(second.kept, whole.kept)
@@ -132,8 +132,7 @@ def test_an_interrupted_run_goes_on_exactly(begin, steps):
 def test_a_finished_run_goes_on_with_a_larger_budget(begin):
     first, _ = begin()
     first.train(Never())
-    second, _ = begin("--max-steps", 70)
-    second.restore()
+    second, _ = begin("--max-steps", 70, "--resume")
     assert second.progress.step == 60
     second.train(Never())
     assert [record["step"] for record in second.progress.curve] == [50, 60, 70]
@@ -175,9 +174,8 @@ def test_training_counts_epochs_and_uses_every_pair_alike(begin, monkeypatch):
 def test_another_run_is_not_resumed(begin, flags, pairs, name):
     first, _ = begin()
     first.train(After(first.progress, 1))
-    second, _ = begin(*flags, pairs=pairs)
     with pytest.raises(InputError, match=name):
-        second.restore()
+        begin(*flags, "--resume", pairs=pairs)
 
 
 @pytest.mark.parametrize("kept", [0, 10, 0.5, 0.98])
@@ -188,7 +186,7 @@ def test_a_damaged_checkpoint_is_refused(begin, kept):
     content = path.read_bytes()
     path.write_bytes(content[: kept if isinstance(kept, int) else int(kept * len(content))])
     with pytest.raises(InputError, match=r"checkpoint\.pt: is damaged"):
-        run.restore()
+        begin("--resume")
 
 
 def test_a_checkpoint_is_not_unpickled(tmp_path, begin):
@@ -197,10 +195,9 @@ def test_a_checkpoint_is_not_unpickled(tmp_path, begin):
             return (exec, ("raise SystemExit('unpickled')",))
 
     run, _ = begin()
-    (tmp_path / "out").mkdir()
     torch.save({"identity": run.identity, "bomb": Bomb()}, tmp_path / "out" / "checkpoint.pt")
     with pytest.raises(InputError, match="is damaged"):
-        run.restore()
+        begin("--resume")
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
@@ -214,7 +211,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, mon
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
         patch.setattr(torch, "save", fail)
         checkpoint.save(path, {"identity": {}, "n": 2})
-    assert checkpoint.load(path, {})["n"] == 1
+    assert checkpoint.load(path)["n"] == 1
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -224,7 +221,7 @@ class Answers(torch.nn.Module):
     def __init__(self, run, share, mark):
         super().__init__()
         self.mark = torch.nn.Parameter(torch.tensor(float(mark)))
-        (rows,) = run.held_out.plan(run.args.batch_tokens, np.random.default_rng(0))
+        (rows,) = run.held_out.plan(run.args.batch_tokens, 0)
         labels = run.held_out.batch(rows).labels
         scored = (labels != IGNORE).nonzero()
         right = len(scored) * share
