@@ -2,10 +2,13 @@
 
     python3 visualize_attention.py
     python3 visualize_attention.py --layer 2 --head 1 "What is the capital of France?"
+    python3 visualize_attention.py --html "What is the capital of France?"
 
 Writes to --output (default: samples/ beside this file): attention_heatmap.png, the cross-attention of the
 layer and head asked for or of the mean of all; decoder_self_attention.png, the causal triangle of the same;
 attention_heads.png, the cross-attention of every head of every layer with its entropy.
+With --html, instead of the three: attention.html, a page to explore every head in, step by step, which needs
+a browser and nothing else.
 """
 
 import argparse
@@ -16,14 +19,13 @@ from pathlib import Path
 
 import torch
 from matplotlib import pyplot as plt
-from tokenizers import Tokenizer
 from torch import Tensor
 
+import explorer
 import pretrained
 from cli import InputError, Parser, output_folder, pick_device, run, warn, whole
 from decoding import generate
 from inference import encode, sound
-from pairs import to_text
 from transformer import Attentions, causal_mask
 
 plt.switch_backend("Agg")  # pictures become files; no screen is needed
@@ -46,8 +48,9 @@ def parse_args() -> argparse.Namespace:
         metavar="DIR",
         help="where to write (default: samples/)",
     )
-    add("--layer", type=whole(1), help="the maps' decoder layer, from 1 (default: the mean of all)")
-    add("--head", type=whole(1), help="the maps' head, from 1 (default: the mean of all)")
+    add("--layer", type=whole(1), help="the decoder layer shown, from 1 (default: the mean of all)")
+    add("--head", type=whole(1), help="the head shown, from 1 (default: the mean of all)")
+    add("--html", action="store_true", help="instead of the pictures one page to explore, attention.html")
     return parser.parse_args()
 
 
@@ -63,19 +66,15 @@ def choose(weights: Tensor, layer: int | None, head: int | None) -> tuple[Tensor
     for flag, number, there in (("--layer", layer, weights.size(0)), ("--head", head, weights.size(1))):
         if number is not None and number > there:
             raise InputError(f"{flag} {number}: the model has {there}; give a number from 1 to {there}")
-    layers = weights.mean(dim=0) if layer is None else weights[layer - 1]  # (H, T, S)
-    chosen = layers.mean(dim=0) if head is None else layers[head - 1]  # (T, S)
+    chosen = explorer.with_means(weights)[(layer or 0) - 1, (head or 0) - 1]  # the means stand last
     which_layer = "mean of all layers" if layer is None else f"layer {layer}"
     which_head = "mean of all heads" if head is None else f"head {head}"
     return chosen, f"{which_layer}, {which_head}"
 
 
-def label(tokenizer: Tokenizer, token: int) -> str:
-    """One token as it reads in a text; as it stands in the vocabulary where it is no whole character."""
-    text = to_text(tokenizer, [token])
-    if not text or "\ufffd" in text:
-        text = tokenizer.id_to_token(token) or "?"
-    return text if len(text) <= 30 else f"{text[:29]}…"
+def shortened(words: list[str]) -> list[str]:
+    """Words as they have room beside a map."""
+    return [word if len(word) <= 30 else f"{word[:29]}…" for word in words]
 
 
 def draw_map(weights: Tensor, rows: list[str], columns: list[str], title: str, path: Path) -> None:
@@ -152,19 +151,39 @@ def main() -> None:
     output = sound(generate(model, source, model.config.max_length))[0][0].ids
     output = [*output, model.config.eos_id][: model.config.max_length]
     target = torch.tensor([[model.config.pad_id, *output[:-1]]], device=device)  # what the decoder reads
+    if args.html:
+        explorer.check_size(model.config, source.size(1), target.size(1))
     attentions = Attentions()
-    memory, _ = model.encode(source)
-    model.decode(target, model.cache(source, memory), attentions)
+    memory, weights = model.encode(source, need_weights=args.html)
+    logits = model.decode(target, model.cache(source, memory), attentions)[0].float()  # (T, V)
     cross = torch.stack(attentions.cross)[:, 0].cpu()  # (L, H, T, S)
     causal = torch.stack(attentions.decoder)[:, 0].cpu()  # (L, H, T, T)
-
-    asked = [label(tokenizer, token) for token in source[0].tolist()]
-    generated = [label(tokenizer, token) for token in output]
-    read = ["start", *generated[:-1]]
-    title = args.prompt if len(args.prompt) <= 70 else args.prompt[:69] + "…"
-
     chosen, name = choose(cross, args.layer, args.head)
     output_folder(args.output)
+
+    asked = [explorer.label(tokenizer, token) for token in source[0].tolist()]
+    generated = [explorer.label(tokenizer, token) for token in output]
+    read = ["start", *generated[:-1]]
+
+    if args.html:
+        kinds = {
+            "cross": (cross, generated, asked),
+            "decoder": (causal, generated, read),
+            "encoder": (torch.stack(weights)[:, 0].cpu(), asked, asked),
+        }
+        shown = {
+            kind: explorer.attention(maps := explorer.with_means(layers), entropy(maps), rows, columns, kind)
+            for kind, (layers, rows, columns) in kinds.items()
+        }
+        logits[:, model.config.pad_id] = -torch.inf  # never generated
+        next_words = explorer.likeliest(logits.softmax(dim=-1).cpu(), tokenizer)
+        page = explorer.page(args.prompt, shown, next_words, args.layer, args.head)
+        (args.output / "attention.html").write_text(page, encoding="utf-8", newline="\n")
+        print(args.output / "attention.html")
+        return
+
+    title = args.prompt if len(args.prompt) <= 70 else args.prompt[:69] + "…"
+    asked, generated, read = map(shortened, (asked, generated, read))
     with boxes_counted():
         draw_map(chosen, generated, asked, f"cross-attention: {title}\n{name}", args.output / FILES[0])
         chosen, name = choose(causal, args.layer, args.head)

@@ -135,6 +135,9 @@ def test_the_commands_take_it_and_training_goes_on_from_it(
         "visualize_attention", "--model", directory, "--output", tmp_path / "maps", "The cook"
     )
     assert (status, err, len(list((tmp_path / "maps").iterdir()))) == (0, "", 3)
+    flags = "--html", "--model", directory, "--output", tmp_path / "page", "The cook"
+    assert script("visualize_attention", *flags)[::2] == (0, "")
+    assert [file.name for file in (tmp_path / "page").iterdir()] == ["attention.html"]
 
     pairs = write_pairs(tmp_path / "pairs.tsv", training)
     flags = (
