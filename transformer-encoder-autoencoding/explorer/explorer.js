@@ -5,6 +5,7 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const weights = decode(data.weights);
+const masked = data.guesses.findIndex((guess) => guess?.itself === null); // the first [MASK], else -1
 const MEAN = { layer: data.layers, head: data.heads }; // behind the last layer and the last head stand the means
 const view = { layer: data.layer, head: data.head, form: "lines", chosen: null, pointed: null };
 
@@ -42,9 +43,13 @@ const nameOf = (layer, head) =>
 
 // ---- colours
 
-/** The colour of a weight: from the ground to full over two stops. The square root lets small weights be seen,
- * and the legend is painted by the same function. */
-function shade(value) {
+let palette = []; // the colour of every weight that the data can hold
+
+/** The colour of a weight, as three numbers; the legend is painted by it too. */
+const shade = (value) => palette[Math.round(value * data.scale)];
+
+/** A weight's colour, from the ground to full over two stops. The square root lets small weights be seen. */
+function mix(value, stops) {
   const strength = 2 * Math.sqrt(value);
   const [low, high] = strength < 1 ? [stops[0], stops[1]] : [stops[1], stops[2]];
   const part = strength < 1 ? strength : strength - 1;
@@ -59,12 +64,11 @@ function colour(name) {
   return [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
 }
 
-let stops = [];
-
 function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
   $("theme").textContent = theme === "dark" ? "Light theme" : "Dark theme";
-  stops = ["--scale-0", "--scale-1", "--scale-2"].map(colour);
+  const stops = ["--scale-0", "--scale-1", "--scale-2"].map(colour);
+  palette = Array.from({ length: data.scale + 1 }, (_, i) => mix(i / data.scale, stops));
   paintScale();
   paintHeads();
   draw();
@@ -153,7 +157,8 @@ function paintHeads() {
     const picture = pen.createImageData(size, size);
     for (let dot = 0; dot < size * size; dot++) {
       const value = weight(layer, i % (data.heads + 1), Math.floor(dot / size), dot % size);
-      picture.data.set([...shade(value), 255], 4 * dot);
+      picture.data.set(shade(value), 4 * dot);
+      picture.data[4 * dot + 3] = 255;
     }
     pen.putImageData(picture, 0, 0);
   });
@@ -351,8 +356,7 @@ function start() {
   buildHeads();
   buildWords("from");
   buildWords("to");
-  const guessed = data.words.indexOf("[MASK]");
-  if (guessed >= 0) view.chosen = { side: "from", index: guessed };
+  if (masked >= 0) view.chosen = { side: "from", index: masked };
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   setTheme(dark.matches ? "dark" : "light");
   dark.addEventListener("change", () => setTheme(dark.matches ? "dark" : "light"));

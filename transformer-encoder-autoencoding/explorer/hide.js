@@ -49,5 +49,4 @@ function showGuess(token, probability, isWord, apart = false) {
 }
 
 buildChips();
-const mask = data.words.indexOf("[MASK]");
-hide(mask < 0 ? null : mask);
+hide(masked < 0 ? null : masked);

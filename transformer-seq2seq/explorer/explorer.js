@@ -55,9 +55,13 @@ function mostBits() {
 
 // ---- colours
 
-/** The colour of a weight: from the ground to full over two stops. The square root lets small weights be seen,
- * and the legend is painted by the same function. */
-function shade(value) {
+let palette = []; // the colour of every weight that the data can hold
+
+/** The colour of a weight, as three numbers; the legend is painted by it too. */
+const shade = (value) => palette[Math.round(value * data.scale)];
+
+/** A weight's colour, from the ground to full over two stops. The square root lets small weights be seen. */
+function mix(value, stops) {
   const strength = 2 * Math.sqrt(value);
   const [low, high] = strength < 1 ? [stops[0], stops[1]] : [stops[1], stops[2]];
   const part = strength < 1 ? strength : strength - 1;
@@ -72,12 +76,11 @@ function colour(name) {
   return [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
 }
 
-let stops = [];
-
 function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
   $("theme").textContent = theme === "dark" ? "Light theme" : "Dark theme";
-  stops = ["--scale-0", "--scale-1", "--scale-2"].map(colour);
+  const stops = ["--scale-0", "--scale-1", "--scale-2"].map(colour);
+  palette = Array.from({ length: data.scale + 1 }, (_, i) => mix(i / data.scale, stops));
   paintScale();
   paintHeads();
   show({});
@@ -171,7 +174,8 @@ function paintHeads() {
       const [row, column] = [Math.floor(dot / width), dot % width];
       if (!allowed(row, column)) continue;
       const value = weight(layer, i % (attention.heads + 1), row, column);
-      picture.data.set([...shade(value), 255], 4 * dot);
+      picture.data.set(shade(value), 4 * dot);
+      picture.data[4 * dot + 3] = 255;
     }
     pen.putImageData(picture, 0, 0);
   });

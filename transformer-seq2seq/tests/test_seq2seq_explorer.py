@@ -183,6 +183,34 @@ def test_every_weight_shown_is_the_models(opened, written, exact, kind):
     assert own == [f"{abs(value):.2f}" for value in entropy.flatten().tolist()]
 
 
+# the greens of the big map's third row: where its cells begin (in the table) or where its lines end
+DRAWN = """() => {
+    const canvas = document.querySelector("#canvas");
+    const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d");
+    copy.drawImage(canvas, 0, 0);
+    const dots = copy.getImageData(0, 0, canvas.width, canvas.height).data;
+    const green = (x, y) => dots[4 * (Math.floor(y) * canvas.width + Math.floor(x)) + 1];
+    const [rows, columns] = ["from", "to"].map((side) => document.querySelectorAll(`#${side} .word`).length);
+    const inTable = document.querySelector("#figure").dataset.form === "table";
+    return [...Array(columns).keys()].map((column) => inTable
+        ? green((column + 0.1) * canvas.width / columns, 2.2 * canvas.height / rows)
+        : green(canvas.width - 1, (column + 0.5) * canvas.height / Math.max(rows, columns)));
+}"""
+
+
+def test_what_is_drawn_large_is_what_is_said(opened, written):
+    """The heavier a weight, the darker its cell and its line."""
+    with opened(written) as page:
+        page.locator(".head").nth(0).click()
+        page.locator("#from .word").nth(2).focus()
+        weights = torch.tensor([float(figure) for figure in texts(page, "#to .figure")])
+        for form in ("Lines", "Table"):
+            page.get_by_text(form, exact=True).click()
+            greens = torch.tensor(page.evaluate(DRAWN))[weights.argsort()]
+            # a thin line is partly transparent, and its colour read back with a small error
+            assert bool((greens[1:] <= greens[:-1] + 3).all()) and greens[-1] < greens[0] - 50
+
+
 def test_each_step_shows_what_is_written_and_the_likeliest_next_words(opened, written, exact):
     with opened(written) as page:
         choose_kind(page, "decoder")
