@@ -1,6 +1,7 @@
 """The state of a training run, written so that a crash at any moment leaves a whole file."""
 
 import os
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,10 @@ def save(path: Path, state: dict[str, Any]) -> None:
     part = path.with_name(f"{path.name}.part")
     try:
         with part.open("wb") as file:
-            torch.save(state, file)
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # of its own clean-up, after the disk's
+                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
             file.flush()
             os.fsync(file.fileno())
         if path.exists():
@@ -60,11 +64,11 @@ def load(path: Path) -> dict[str, Any]:
     damage = []
     for candidate in candidates:
         try:
-            state = torch.load(candidate, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings(action="ignore"):
+                state = torch.load(candidate, map_location="cpu", weights_only=True)
             _ = state["identity"]
-        except Exception as error:  # torch raises many kinds for a damaged file
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            damage.append(f"{candidate}: is damaged ({reason})")
+        except Exception as error:  # torch raises many kinds for a damaged file, and says much about them
+            damage.append(f"{candidate}: is damaged ({type(error).__name__})")
             continue
         if damage:
             warn(f"{damage[0]}; going on from the one before it")

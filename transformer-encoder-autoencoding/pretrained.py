@@ -209,12 +209,14 @@ def load(directory: Path, device: torch.device) -> tuple[MaskedLanguageModel, To
         weights = from_bert(tensors, config)
     except InputError as error:
         raise InputError(f"{directory}: {error}") from None
+    if missing := [f"{name} is missing" for name in names(config) if name not in weights]:
+        raise InputError(f"{directory}: the weights do not fit config.json: {some(missing)}")
     with torch.device("meta"), Undrawn():  # shapes alone: nothing is allocated before they are known to fit
         model = MaskedLanguageModel(config)
     wrong = [
-        f"{name} is {list(weights[name].shape) if name in weights else 'missing'}, not {list(tensor.shape)}"
+        f"{name} is {list(weights[name].shape)}, not {list(tensor.shape)}"
         for name, tensor in model.state_dict().items()
-        if name not in weights or weights[name].shape != tensor.shape
+        if weights[name].shape != tensor.shape
     ]
     if wrong:
         raise InputError(f"{directory}: the weights do not fit config.json: {some(wrong)}")

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import gc
 import math
 import os
 import re
@@ -173,6 +174,7 @@ def run(main: Callable[[], None]) -> None:
         reason, status = str(interrupt) or "interrupted", 128 + signal.SIGINT
     else:
         return
+    gc.collect()  # a progress bar that the failure has left open ends its line
     try:
         sys.stdout.flush()
     except OSError:  # the interpreter would try it again at its end, and complain

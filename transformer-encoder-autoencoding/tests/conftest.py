@@ -151,10 +151,10 @@ class Zygote:
                 start_new_session=True,
             )
 
-    def run(self, line, cwd, stdin, stdout, memory):
+    def run(self, line, cwd, stdin, stdout, limits):
         """Run a command whose standard input is a pipe -> its exit status (of a signal: minus its number),
         and standard error."""
-        request = {"line": line, "cwd": str(cwd), "environment": dict(ONE_THREAD), "memory": memory}
+        request = {"line": line, "cwd": str(cwd), "environment": dict(ONE_THREAD), "limits": limits}
         reading, writing = os.pipe()
         with tempfile.TemporaryFile() as stderr:
             streams = [reading, stdout.fileno(), stderr.fileno()]
@@ -201,14 +201,14 @@ def zygote():
 def command(zygote):
     """command(script, *flags, cwd=...) runs a script of this folder as a user does, bytes among the flags as
     they are -> its exit status, standard output and error as text. fresh=True: in an interpreter of its own;
-    to: the path of what standard output goes to; memory: the most bytes of address space."""
+    to: the path of what standard output goes to; limits: bytes for RLIMIT_AS (memory) and RLIMIT_FSIZE."""
 
-    def run(script, *flags, cwd, folder=FOLDER, stdin=b"", fresh=False, to=None, memory=None):
+    def run(script, *flags, cwd, folder=FOLDER, stdin=b"", fresh=False, to=None, limits=()):
         flags = [os.fsdecode(flag) if isinstance(flag, bytes) else str(flag) for flag in flags]
         line = [str(folder / script), *flags]
         with Path(to).open("wb") if to else tempfile.TemporaryFile() as stdout:
             if zygote and not fresh:
-                status, stderr = zygote.run(line, cwd, stdin, stdout, memory)
+                status, stderr = zygote.run(line, cwd, stdin, stdout, dict(limits))
             else:
                 done = subprocess.run(
                     [sys.executable, *line],
@@ -223,7 +223,9 @@ def command(zygote):
             if not to:
                 stdout.seek(0)
             written = b"" if to else stdout.read()
-        return subprocess.CompletedProcess(line, status, written.decode(), stderr.decode())
+        return subprocess.CompletedProcess(
+            line, status, *(text.decode(errors="surrogateescape") for text in (written, stderr))
+        )
 
     return run
 

@@ -2,9 +2,9 @@
 process imports what the scripts need, then forks a child for every command that comes over the socket whose
 number is its argument.
 
-A child is a process of its own, with the arguments, folder, environment, streams and memory limit that it is
-sent, and it runs the script from its first line to its last as a fresh interpreter would. No tensor has been
-computed and no text tokenized when it is forked, so that there are no threads that a fork would lose.
+A child is a process of its own, with the arguments, folder, environment, streams and limits that it is sent,
+and runs the script from its first line to its last as a fresh interpreter would. No tensor has been computed
+and no text tokenized when it is forked, so that there are no threads that a fork would lose.
 """
 
 import gc
@@ -40,8 +40,8 @@ request = json.loads(message)
 os.chdir(request["cwd"])
 os.environ.clear()
 os.environ.update(request["environment"])
-if request["memory"]:
-    resource.setrlimit(resource.RLIMIT_AS, (request["memory"], request["memory"]))
+for name, most in request["limits"].items():
+    resource.setrlimit(getattr(resource, name), (most, most))
 sys.argv = request["line"]
 sys.path[0] = os.path.dirname(sys.argv[0])  # noqa: PTH120
 status = 0
