@@ -71,11 +71,6 @@ class Column:
         self.file.write(np.asarray(values, dtype=self.dtype).tobytes())
         self.length += len(values)
 
-    def close(self) -> None:
-        self.write_header()
-        self.file.flush()
-        os.fsync(self.file.fileno())
-
 
 class Writer:
     """Writes sequences of ids below vocab_size into three .npy files, which mapped() opens."""
@@ -101,7 +96,7 @@ class Writer:
         for column in self.columns:
             with column.file:
                 if not failed:
-                    column.close()
+                    column.write_header()
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
@@ -127,11 +122,13 @@ class Store:
         self.digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 
     def read(self) -> dict[str, Any] | None:
-        """The notes that fill was given, None where there are none of this recipe."""
+        """The notes that fill was given; None where there are none of this recipe, or a file has another size
+        than it had."""
         try:
             meta = json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))
-            return meta["notes"] if meta["digest"] == self.digest else None
-        except (OSError, ValueError, KeyError, TypeError):
+            whole = all((self.folder / name).stat().st_size == size for name, size in meta["bytes"].items())
+            return meta["notes"] if whole and meta["digest"] == self.digest else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     @contextmanager
@@ -145,10 +142,12 @@ class Store:
             shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
             part.mkdir(parents=True)
             yield part, notes
-            with (part / "meta.json").open("w", encoding="utf-8") as file:
-                json.dump({"digest": self.digest, "recipe": self.recipe, "notes": notes}, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
+            meta = {"digest": self.digest, "recipe": self.recipe, "notes": notes}
+            meta["bytes"] = {file.name: file.stat().st_size for file in part.iterdir()}
+            (part / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+            for file in part.iterdir():
+                with file.open("r+b") as stream:
+                    os.fsync(stream.fileno())
             shutil.rmtree(self.folder, ignore_errors=True)
             os.replace(part, self.folder)
         except BaseException:

@@ -297,10 +297,17 @@ def test_pairs_that_are_not_the_resumed_runs_leave_its_tokens(prepare, files, tm
     assert contents(tmp_path / "out") == before
 
 
-def test_damaged_notes_are_made_anew(prepare, tmp_path):
+def test_what_is_damaged_is_made_anew(prepare, tmp_path):
     prepare()
-    for content in ("", "[1]", '{"digest": 1}', "\xff"):
-        (tmp_path / "out" / "tokens" / "meta.json").write_text(content, encoding="latin-1")
+    tokens = tmp_path / "out" / "tokens"
+    for content in ("", "[1]", '{"digest": 1}', '{"bytes": 1}', "\xff"):
+        (tokens / "meta.json").write_text(content, encoding="latin-1")
+        assert prepare()[2] == ["train_tokenizer", "tokenize"]
+    for file in ("source.ids.npy", "tokenizer.json"):
+        content = (tokens / file).read_bytes()
+        (tokens / file).write_bytes(content[: len(content) // 2])
+        assert prepare()[2] == ["train_tokenizer", "tokenize"]
+        (tokens / file).unlink()
         assert prepare()[2] == ["train_tokenizer", "tokenize"]
 
 
