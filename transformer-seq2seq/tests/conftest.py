@@ -79,6 +79,12 @@ def one_thread():
 
 
 @pytest.fixture(scope="session")
+def folder():
+    """The folder under test."""
+    return FOLDER
+
+
+@pytest.fixture(scope="session")
 def training():
     """The pairs that the trained model has seen: (source, target, kind)."""
     return TRAINING
