@@ -4,7 +4,7 @@ and corrupted for masked language modelling (Devlin et al. 2018, section 3.1, "T
 Legend: B sentences of a batch, S length of the longest of them.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
@@ -107,10 +107,14 @@ def windows(
         yield np.insert(ids, np.concatenate([ends, ends - lengths]), around), lengths + 2, left_out
 
 
-def check_windows(kept: int, left_out: int) -> None:
+def check_windows(kept: int, left_out: int, sentences: Iterable[str]) -> None:
     """Warn of windows that were left out. Raises InputError where none was kept."""
     if not kept:
-        raise InputError("nothing to learn from or to test: the tokenizer knows no word; name other text")
+        first = next(iter(sentences))
+        raise InputError(
+            f"nothing to learn from or to test in sentences such as {first[:40]!r}: the tokenizer knows no "
+            "word in them; name other text"
+        )
     if left_out:
         warn(f"left out {left_out} of {kept + left_out} passages, in which the tokenizer knows no word")
 
@@ -123,10 +127,12 @@ class Corpus(Sequences):
         self.special = special
 
     @classmethod
-    def of(cls, sentences: Iterable[str], tokenizer: Tokenizer, max_length: int) -> "Corpus":
+    def of(cls, sentences: Sequence[str], tokenizer: Tokenizer, max_length: int) -> "Corpus":
         """Tokenize sentences in memory. Raises InputError where the tokenizer knows no word in them."""
         pieces = list(windows(sentences, tokenizer, max_length))
-        check_windows(sum(len(lengths) for _, lengths, _ in pieces), sum(left_out for *_, left_out in pieces))
+        kept = sum(len(lengths) for _, lengths, _ in pieces)
+        left_out = sum(left_out for *_, left_out in pieces)
+        check_windows(kept, left_out, sentences)
         return cls(SpecialIds.of(tokenizer), *gathered((ids, lengths) for ids, lengths, _ in pieces))
 
     @classmethod
@@ -159,8 +165,8 @@ def tokenize(text: Text, tokenizer: Tokenizer, max_length: int, store: Store) ->
             for ids, lengths, left_out in windows(text.read("tokenizing"), tokenizer, max_length):
                 writer.append(ids, lengths)
                 unlearnable += left_out
-            check_windows(len(writer), unlearnable)
-        tokenizer.save(str(folder / "tokenizer.json"))
+            check_windows(len(writer), unlearnable, text)
+        (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
         drawn = None if text.held_out_file else text.held_out
         notes |= {"held_out": drawn, "sentences": text.sentences, "left_out": text.left_out}
 

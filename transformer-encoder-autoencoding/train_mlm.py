@@ -32,7 +32,7 @@ import checkpoint
 import evaluation
 import pretrained
 from checkpoint import Progress
-from cli import InputError, Interrupt, Parser, output_folder, pick_device, real, run, warn, whole
+from cli import InputError, Interrupt, Parser, check_output, pick_device, real, run, warn, whole
 from corpus import IGNORE, PAD, Corpus, corrupt, tokenize, train_tokenizer
 from encoder import EncoderConfig, MaskedLanguageModel
 from evaluation import Cloze
@@ -305,6 +305,7 @@ def prepare(args: argparse.Namespace, team: Team, clozes: Sequence[Cloze] = ()) 
     The text is tokenized into tokens/ in the output directory, unless that was made from the same text in the
     same way. All that can be found wrong before that is: also cloze tests too long for the model.
     """
+    check_output(args.output)
     path = args.output / "checkpoint.pt"
     last = checkpoint.load(path) if args.resume else None
     with team.leader_first():
@@ -355,7 +356,6 @@ def main() -> None:
     held_out_tests = evaluation.read_clozes(args.held_out) if args.held_out else []
     state, tokenizer = prepare(args, team, recall_tests + held_out_tests)
     n_parameters = sum(parameter.numel() for parameter in state.model.parameters())
-    output_folder(args.output)
     if team.leads:
         print(
             f"{state.text.sentences:,} sentences to train on, {len(state.text.held_out):,} held out; "

@@ -104,17 +104,23 @@ def pick_device(name: str):
     return torch.device(name)
 
 
-def output_folder(path: Path) -> None:
-    """Make the folder that --output names, and those above it, and try whether it can be written to.
+def check_output(path: Path) -> None:
+    """Try whether the folder that --output names, or the one it would be made in, can be written to.
 
     Raises InputError where it cannot.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
+        place = next(folder for folder in (path, *path.parents) if folder.exists())
+        tempfile.TemporaryFile(dir=place).close()
     except OSError as error:
         reason = "is a file" if path.is_file() else error.strerror
         raise InputError(f"--output {path}: {reason}; name a folder that can be written to") from None
+
+
+def output_folder(path: Path) -> None:
+    """Make the folder that --output names, and those above it. Raises InputError where that cannot be."""
+    check_output(path)
+    path.mkdir(parents=True, exist_ok=True)
 
 
 class Interrupt:

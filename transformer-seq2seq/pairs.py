@@ -168,7 +168,7 @@ def tokenize(pairs: Pairs, tokenizer: Tokenizer, max_length: int, store: Store) 
             if not len(sources):
                 raise InputError(too_long(max_length))
         if isinstance(tokenizer, Tokenizer):  # else it came with --init, and comes again
-            tokenizer.save(str(folder / "tokenizer.json"))
+            (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
         notes |= {
             "held_out": [] if pairs.held_out_file else [astuple(pair) for pair in pairs.held_out],
             "pairs": pairs.kept,

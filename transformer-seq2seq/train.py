@@ -33,7 +33,7 @@ import checkpoint
 import evaluation
 import pretrained
 from checkpoint import Progress
-from cli import InputError, Interrupt, Parser, output_folder, pick_device, real, run, warn, whole
+from cli import InputError, Interrupt, Parser, check_output, pick_device, real, run, warn, whole
 from fast import best_precision, fast_training, token_losses
 from marian_tokenizer import FILES, MarianTokenizer
 from pairs import IGNORE, PAD, PairCorpus, load_tokenizer, tokenize, train_tokenizer
@@ -291,6 +291,7 @@ def prepare(args: argparse.Namespace, team: Team) -> tuple[Run, Tokenizer | Mari
     The pairs are tokenized into tokens/ in the output directory, unless that was made from the same pairs in
     the same way.
     """
+    check_output(args.output)
     path = args.output / "checkpoint.pt"
     last = checkpoint.load(path) if args.resume else None
     with team.leader_first():
@@ -348,7 +349,6 @@ def main() -> None:
     team = Team.join(pick_device(args.device))
     state, tokenizer = prepare(args, team)
     n_parameters = sum(parameter.numel() for parameter in state.model.parameters())
-    output_folder(args.output)
     if team.leads:
         print(
             f"{len(state.corpus):,} pairs to train on, {len(state.held_out):,} held out; "

@@ -17,7 +17,14 @@ import socket
 import sys
 import traceback
 
-for name in ("matplotlib.pyplot", "safetensors.torch", "tokenizers.trainers", "torch.distributed", "tqdm"):
+for name in (
+    "matplotlib.pyplot",
+    "safetensors.torch",
+    "tokenizers.trainers",
+    "torch._dynamo",  # every optimizer imports it
+    "torch.distributed",
+    "tqdm",
+):
     importlib.import_module(name)
 gc.freeze()  # what is here stays, and shared between all children
 server = socket.socket(fileno=int(sys.argv[1]))
