@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 BLOCK = 2**17  # so many sequences are shuffled together, sorted by length and grouped into batches
-CHUNK = 2**10  # a block is made of so many neighbours from each of many places of the corpus
+# A block has so many neighbours from each of 16 places of the corpus. More places would mix better, but the
+# operating system may map 2 MB of every file around each, and count that as memory used.
+CHUNK = 2**13
 PARTS = {"ids": None, "lengths": np.int32, "offsets": np.int64}  # files, and the types of their numbers
 
 
@@ -150,7 +152,9 @@ class Store:
                     os.fsync(stream.fileno())
             shutil.rmtree(self.folder, ignore_errors=True)
             os.replace(part, self.folder)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OSError) and not error.filename:  # as where the disk is full
+                error.filename = str(self.folder)
             shutil.rmtree(part, ignore_errors=True)
             for folder in new:
                 with suppress(OSError):
@@ -189,7 +193,7 @@ class Plan(Sequence):
         self.order = np.random.default_rng(seed).permutation(n)
         root = np.random.SeedSequence(seed)
         self.seeds = root.spawn(n) if n > 1 else [root]
-        self.ends = np.cumsum([len(self.sorted(self.block(number))[1]) - 1 for number in self.order])
+        self.ends = np.cumsum([self.count(number) for number in self.order])
         self.planned, self.batches = -1, []  # the place in the order of the block whose batches these are
 
     def __len__(self) -> int:
@@ -200,13 +204,13 @@ class Plan(Sequence):
             raise IndexError(position)
         place = int(np.searchsorted(self.ends, position, side="right"))
         if place != self.planned:
-            for side in self.sides:
-                side.release()
             self.planned, self.batches = place, self.plan(self.order[place])
         return self.batches[position - int(self.ends[place])]  # counted from the block's end
 
     def block(self, number: int) -> np.ndarray:
-        """The indices of a block, in the order of the corpus."""
+        """The indices of a block, in the order of the corpus. What was read of other blocks leaves memory."""
+        for side in self.sides:
+            side.release()
         n = len(self.sides[0])
         chunks = np.arange(number, -(-n // CHUNK), self.n_blocks)
         indices = (chunks[:, None] * CHUNK + np.arange(CHUNK)).ravel()
@@ -217,6 +221,10 @@ class Plan(Sequence):
         order = indices[np.lexsort([side.lengths[indices] for side in self.sides])]
         longest = np.maximum.reduce([side.lengths[order] for side in self.sides])
         return order, cut(longest, self.batch_tokens)
+
+    def count(self, number: int) -> int:
+        """How many batches a block has, however it is shuffled."""
+        return len(self.sorted(self.block(number))[1]) - 1
 
     def plan(self, number: int) -> list[np.ndarray]:
         """The batches of a block."""
