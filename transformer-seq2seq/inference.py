@@ -239,7 +239,10 @@ def output_to(path: Path | None) -> Iterator[TextIO]:
     part = path.with_name(f".{path.name}.part") if regular else path
     made = [folder for folder in path.parents if not folder.exists()]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise InputError(f"--output {path}: {path.parent} is no folder; name a file in one") from None
         with part.open("w", encoding="utf-8", newline="\n") as file:
             yield file
         if regular:

@@ -71,9 +71,11 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def to_text(tokenizer: Tokenizer, ids: list[int]) -> str:
-    """Token ids, without start and </s>, as one line of text; a token outside the vocabulary reads <unk>."""
+    """Token ids, without start and </s>, as one line of text; a token outside the vocabulary reads <unk>,
+    and control characters, which a terminal would obey, are replaced."""
     text = tokenizer.decode(ids, skip_special_tokens=False)
-    return re.sub(r"\s+", " ", re.sub(rf"(?<=\w){UNK}", f" {UNK}", text)).strip()
+    text = re.sub(r"\s+", " ", re.sub(rf"(?<=\w){UNK}", f" {UNK}", text)).strip()
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\ufffd", text)
 
 
 @dataclass(frozen=True)

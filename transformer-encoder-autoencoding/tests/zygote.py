@@ -7,15 +7,23 @@ and runs the script from its first line to its last as a fresh interpreter would
 and no text tokenized when it is forked, so that there are no threads that a fork would lose.
 """
 
+import ctypes
 import gc
 import importlib
 import json
 import os
 import resource
 import runpy
+import signal
 import socket
 import sys
 import traceback
+
+
+def die_with_parent():
+    """Let the end of the process that has started this one end this one."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, of Linux
+
 
 for name in (
     "matplotlib.pyplot",
@@ -26,6 +34,7 @@ for name in (
     "tqdm",
 ):
     importlib.import_module(name)
+die_with_parent()
 gc.freeze()  # what is here stays, and shared between all children
 server = socket.socket(fileno=int(sys.argv[1]))
 while True:
@@ -39,6 +48,7 @@ while True:
     server.send(str(child).encode())
     server.send(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])).encode())
 
+die_with_parent()
 server.close()
 for number, stream in enumerate(streams):
     os.dup2(stream, number)
