@@ -225,6 +225,11 @@ def load(directory: Path, device: torch.device) -> tuple[Transformer, Tokenizer 
         raise InputError(f"{directory}: {error}") from None
     if missing := [f"{name} is missing" for name in names(config) if name not in weights]:
         raise InputError(f"{directory}: the weights do not fit config.json: {some(missing)}")
+    found, wanted = list(weights["embeddings.token.weight"].shape), [config.vocab_size, config.d_model]
+    if found != wanted:  # else positions of a width that no file bears out would be computed
+        raise InputError(
+            f"{directory}: the weights do not fit config.json: embeddings.token.weight is {found}, not {wanted}"
+        )
     with torch.device("meta"), Undrawn():  # shapes alone: nothing is allocated before they are known to fit
         model = Transformer(config)
     wrong = [

@@ -452,7 +452,7 @@ WORKING = [  # the command line, what stdout must hold, the warnings on stderr
     (f"inference.py --model sound {'x' * 100_000}", "Output: ", ["for it: " + "x" * 39 + "…"]),
     ("inference.py --model sound '</s> <pad> <unk>'", "Output: ", ["unknown to the model"]),
     ("inference.py --model sound 'a\x1b[31m\x07 שלום 👩‍👩‍👧'", "Output: ", ["unknown to the model"]),
-    ("inference.py --model sound -- -cook", "Output: ", []),
+    ("inference.py --model sound -- -cook", "Output: ", ["<unk> for it: -cook"]),
     ("inference.py --model sound < odd.txt", "Good morning, cook\n\n", ["zebra", "1 blank lines"]),
     ("inference.py --model sound --input /dev/stdin < prompts.txt", "Good morning, cook\n", []),
     ("inference.py --model sound --output /dev/null cook", "", []),
