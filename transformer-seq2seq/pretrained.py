@@ -228,7 +228,8 @@ def load(directory: Path, device: torch.device) -> tuple[Transformer, Tokenizer 
     found, wanted = list(weights["embeddings.token.weight"].shape), [config.vocab_size, config.d_model]
     if found != wanted:  # else positions of a width that no file bears out would be computed
         raise InputError(
-            f"{directory}: the weights do not fit config.json: embeddings.token.weight is {found}, not {wanted}"
+            f"{directory}: the weights do not fit config.json: embeddings.token.weight is {found}, "
+            f"not {wanted}"
         )
     with torch.device("meta"), Undrawn():  # shapes alone: nothing is allocated before they are known to fit
         model = Transformer(config)

@@ -442,7 +442,7 @@ WORKING = [  # the command line, what stdout must hold, the warnings on stderr
     (
         "train.py --pairs long.tsv good.tsv --max-length 4 --seed 1",
         "pairs to train on",
-        ["left out 2 training"],
+        ["left out"],
     ),
     ("train.py --pairs good.tsv --batch-tokens 2147483647 --seed 2147483647", "1 held out", []),
     ("inference.py --model doubled 'Good morning'", "Output: Good morning, cook", []),
