@@ -102,7 +102,7 @@ class Writer:
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
-    """What a file holds, as its SHA-256, and its size in bytes and lines. A gigabyte takes about a second."""
+    """What a file holds, as its SHA-256, and its size in bytes and lines. A gigabyte takes seconds."""
     digest, size, lines = hashlib.sha256(), 0, 0
     with path.open("rb") as stream:
         while piece := stream.read(2**20):

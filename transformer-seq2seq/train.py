@@ -34,7 +34,7 @@ import evaluation
 import pretrained
 from checkpoint import Progress
 from cli import InputError, Interrupt, Parser, check_output, pick_device, real, run, warn, whole
-from fast import best_precision, fast_training, token_losses
+from fast import CHUNK, best_precision, fast_training, token_losses
 from marian_tokenizer import FILES, MarianTokenizer
 from pairs import IGNORE, PAD, PairCorpus, load_tokenizer, tokenize, train_tokenizer
 from parallel import Team, seed_all
@@ -175,11 +175,13 @@ class Run:
         for rows in self.held_out.plan(self.args.batch_tokens, 0):
             batch = self.held_out.batch(rows).to(self.device)
             scored = batch.labels != IGNORE
-            labels = batch.labels[scored]
-            logits = self.model.project(self.model.states(batch.source, batch.target)[scored])  # (N, V)
-            nll += F.cross_entropy(logits, labels, reduction="sum").item()
-            right += int((logits.argmax(dim=-1) == labels).sum())
-            count += len(labels)
+            states = self.model.states(batch.source, batch.target)[scored]  # (N, D)
+            parts = states.split(CHUNK), batch.labels[scored].split(CHUNK)
+            for part, labels in zip(*parts, strict=True):
+                logits = self.model.project(part)  # (<= CHUNK, V)
+                nll += F.cross_entropy(logits, labels, reduction="sum").item()
+                right += int((logits.argmax(dim=-1) == labels).sum())
+                count += len(labels)
         progress, accuracy = self.progress, right / count
         progress.curve.append(
             {
