@@ -1,0 +1,290 @@
+"""What is each mechanism good for? The default model is trained again with one of them taken out at a time.
+
+    python3 ablations.py                              all of them, three seeds: under ten minutes on two cores
+    python3 ablations.py --list                       what each takes out, and what it was predicted to do
+    python3 ablations.py no-positions no-causal-mask  these alone, beside the default
+
+Every run reads the bundled pairs for a quarter of train.py's epochs, in batches of half the size, and is
+judged as its weights are at the end. Writes to --output (default: samples/ beside this file): ablations.jsonl
+(a line for every finished run), ablations.md (the table), ablations.png (the learning curves). There are as
+many processes as PyTorch would use threads (OMP_NUM_THREADS); the results do not depend on their number.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import shorten
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+import train
+from cli import InputError, Parser, pick_device, run, whole
+from evaluation import answer_all, bleu_and_chrf, exact_match, exact_match_by_kind
+from laboratory import draw, side_by_side, table
+from pairs import IGNORE, Batch, Pair, training_and_held_out
+from parallel import Team
+from train import HERE, Run
+from transformer import MultiHeadAttention
+
+EPOCHS, SEEDS, BATCH_TOKENS = 15, 3, 512
+RECALLED = 300  # training prompts that are answered at the end
+CURVE_PROMPTS = 64  # held-out prompts that are answered after every epoch
+EXAMPLE = "The child explains the lesson"  # held out
+DEFAULT = "default"
+MEASURES = {  # key of a result -> head of its column, format of a number
+    "train_loss": ("training loss", ".3f"),
+    "recall": ("training pairs", ".1%"),
+    "answer": ("new answers", ".1%"),
+    "rewrite": ("new rewrites", ".1%"),
+    "bleu": ("BLEU", ".1f"),
+}
+LEGEND = """\
+Mean over the seeds and, in brackets, the range. Training loss: of the last epoch, in nats a target token,
+under teacher forcing, label smoothing's share left out. Training pairs, new answers, new rewrites: the share
+of greedy outputs that are the reference to the letter, for 300 training prompts, for known facts asked in new
+ways, and for new active sentences. BLEU: of the outputs for all held-out prompts."""
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What is taken out, what was predicted before it was tried, and the function that does it to a run that
+    has not begun."""
+
+    removes: str
+    prediction: str
+    take_out: Callable[[Run], None]
+
+
+ABLATIONS: dict[str, Ablation] = {}
+
+
+def ablation(prediction: str) -> Callable:
+    """Make an ablation of the function below: its name is the ablation's, its docstring what it removes."""
+
+    def add(take_out: Callable[[Run], None]) -> Callable[[Run], None]:
+        removes = " ".join(take_out.__doc__.split())
+        ABLATIONS[take_out.__name__.replace("_", "-")] = Ablation(removes, prediction, take_out)
+        return take_out
+
+    return add
+
+
+@ablation("What the others are compared with.")
+def default(state: Run) -> None:
+    """Nothing."""
+
+
+@ablation(
+    "The training loss collapses, for the word to predict stands at the next position, in plain sight; the "
+    "outputs are garbage, for nothing stands there when words are generated."
+)
+def no_causal_mask(state: Run) -> None:
+    """The triangle: in training every target position sees all others, the later ones too."""
+
+    def see_all(_layer, inputs: tuple) -> tuple:
+        x, target, mask, *rest = inputs
+        return x, target, None if mask is None else mask | True, *rest
+
+    for layer in state.model.decoder:
+        layer.register_forward_pre_hook(see_all)
+
+
+@ablation(
+    "The decoder becomes a language model: its output is fluent, the same for every prompt, and right for "
+    "none. The training loss stops at the entropy of the answers."
+)
+def no_cross_attention(state: Run) -> None:
+    """The decoder's attention to the source: its sublayer is LayerNorm(x), so that the prompt is not seen."""
+    for layer in state.model.decoder:
+        layer.cross_attention.forward = lambda x, *_: (torch.zeros_like(x), None)
+
+
+@ablation(
+    "Answers survive, for the words of a question tell it without their order; rewrites fail about half the "
+    "time, for who does what to whom is told by order alone."
+)
+def no_positions(state: Run) -> None:
+    """The position encoding, in the encoder and in the decoder: the prompt becomes a bag of words."""
+    state.model.embeddings.positions.zero_()
+
+
+@ablation(
+    "Scores are sqrt(32) = 5.7 times as large, so that the softmax begins near one-hot and passes little "
+    "gradient: learning is slower, and everything ends lower."
+)
+def no_scale(state: Run) -> None:
+    """The division of the scores by sqrt(d_k), in all three attentions: the queries are multiplied by it."""
+    for module in state.model.modules():
+        if isinstance(module, MultiHeadAttention):
+            module.query.register_forward_hook(lambda _m, _i, q, d_k=module.d_k: q * math.sqrt(d_k))
+
+
+@ablation(
+    "The training loss falls to almost nothing within a few epochs, for the word to predict is the word just "
+    "read; the outputs are garbage, for all that is learnt is to repeat a word."
+)
+def no_shift(state: Run) -> None:
+    """The shift of teacher forcing: the decoder reads the very word that it has to predict."""
+    corpus, shifted = state.corpus, state.corpus.batch
+
+    def batch(indices: np.ndarray) -> Batch:
+        pairs = shifted(indices)
+        return Batch(pairs.source, pairs.labels.where(pairs.labels != IGNORE, corpus.pad_id), pairs.labels)
+
+    corpus.batch = batch
+
+
+@ablation(
+    "The training loss ends lower, for nothing keeps the model from being sure; exact match is about the "
+    "same, for on so little text greedy outputs do not need modesty."
+)
+def no_label_smoothing(state: Run) -> None:
+    """Label smoothing: all the probability belongs to the reference's word."""
+    state.args.label_smoothing = 0.0
+
+
+@ablation(
+    "Little changes: sentences of like length share a batch, so that there is little padding to be attended "
+    "to, and the model learns to ignore what is there. Outputs now depend on what shares their batch."
+)
+def no_padding_mask(state: Run) -> None:
+    """The padding mask: the prompt's padding is attended to, in the encoder and from the decoder."""
+    for layer in state.model.encoder:
+        layer.register_forward_pre_hook(lambda _layer, inputs: (inputs[0], inputs[1] | True, *inputs[2:]))
+    for layer in state.model.decoder:
+        layer.register_forward_pre_hook(lambda _layer, inputs: (*inputs[:4], inputs[4] | True, *inputs[5:]))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: an ablation, by name, and a seed."""
+
+    name: str
+    seed: int
+    epochs: int
+    device: str
+
+
+def prepare(job: Job) -> tuple[Run, Tokenizer, list[Pair], list[Pair]]:
+    """The default's run, as train.py begins it, without what the ablation takes out; the training pairs and
+    those held out."""
+    flags = {"--epochs": job.epochs, "--batch-tokens": BATCH_TOKENS, "--seed": job.seed}
+    args = train.parse_args([str(part) for flag in flags.items() for part in flag])
+    data = HERE / "data"
+    pairs, held_out = training_and_held_out(
+        [data / "train.tsv"], data / "held_out.tsv", (None, None), job.seed
+    )
+    state, tokenizer = train.prepare(args, Team(torch.device(job.device)), pairs, held_out)
+    ABLATIONS[job.name].take_out(state)
+    return state, tokenizer, pairs, held_out
+
+
+def experiment(job: Job, epoch_done: Callable[[], None]) -> dict:
+    """The result holds the job, every measure of MEASURES, the curve, and an example's output."""
+    state, tokenizer, pairs, held_out = prepare(job)
+    progress = state.progress
+
+    def outputs(asked: list[Pair]) -> list[str]:
+        return answer_all(state.model, tokenizer, [pair.source for pair in asked])
+
+    combinations = [pair for pair in held_out if pair.kind in ("answer", "rewrite")]
+    some = combinations[:: len(combinations) // CURVE_PROMPTS]
+    recalled = pairs[:: len(pairs) // RECALLED]
+    steps = job.epochs * len(state.plan(0))
+    curve, stopped = [], None
+    for epoch in range(1, job.epochs + 1):
+        try:
+            for indices in state.plan(epoch - 1):
+                state.update(indices, progress.step / steps)
+        except InputError:  # the loss is no longer finite; the weights before that step are judged
+            stopped = progress.step
+        loss = progress.nll / max(1, progress.nll_tokens)
+        curve.append({"epoch": epoch, "train_loss": loss, "combinations": exact_match(outputs(some), some)})
+        progress.nll, progress.nll_tokens = 0.0, 0
+        epoch_done()
+        if stopped is not None:
+            break
+
+    found = outputs(held_out)
+    by_kind = exact_match_by_kind(found, held_out)
+    return {
+        **vars(job),
+        "stopped": stopped,
+        "train_loss": curve[-1]["train_loss"],
+        "recall": exact_match(outputs(recalled), recalled),
+        "answer": by_kind["answer"],
+        "rewrite": by_kind["rewrite"],
+        "bleu": bleu_and_chrf(found, [pair.target for pair in held_out])["bleu"],
+        "example": found[[pair.source for pair in held_out].index(EXAMPLE)],
+        "curve": curve,
+    }
+
+
+def write(results: list[dict], args: argparse.Namespace) -> None:
+    """The table, and the picture where the default is there to be compared with."""
+    command = " ".join(["python3 ablations.py", *args.names])
+    for flag, value, usual in (("seeds", args.seeds, SEEDS), ("epochs", args.epochs, EPOCHS)):
+        command += f" --{flag} {value}" if value != usual else ""
+    text = f"`{command}`\n\n{table(results, MEASURES)}\n\n{LEGEND}\n\n"
+    for result in results:
+        if result["seed"] == 0:
+            entry = ABLATIONS[result["name"]]
+            text += f"- **{result['name']}** takes out: {entry.removes} Predicted: {entry.prediction} "
+            text += f"`{EXAMPLE}` → `{shorten(result['example'], 60, placeholder=' ...')}`\n"
+    (args.output / "ablations.md").write_text(text, encoding="utf-8")
+    if len({result["name"] for result in results}) > 1:
+        above, below = ("train_loss", "training loss (nats)"), ("combinations", "new answers, rewrites")
+        draw(results, DEFAULT, above, below, args.output / "ablations.png")
+
+
+def parse_args(flags: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help="which to run (default: all)")
+    add("--list", action="store_true", help="name them, with what each takes out and was predicted to do")
+    add("--seeds", type=whole(1, 1000), default=SEEDS, help="runs of each, with the seeds 0, 1, ...")
+    add("--epochs", type=whole(1, 100_000), default=EPOCHS, help="passes over the pairs")
+    add("--output", type=Path, default=HERE / "samples", metavar="DIR", help="where to write")
+    args = parser.parse_args(flags)
+    for name in args.names:
+        if name not in ABLATIONS:
+            parser.error(f"no ablation is called {name!r}; there are {', '.join(ABLATIONS)}")
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    if args.list:
+        for name, entry in ABLATIONS.items():
+            print(f"{name}\n    takes out: {entry.removes}\n    predicted: {entry.prediction}")
+        return
+    device = pick_device(args.device)
+    names = list(dict.fromkeys([DEFAULT, *(args.names or ABLATIONS)]))
+    jobs = [Job(name, seed, args.epochs, device.type) for seed in range(args.seeds) for name in names]
+    args.output.mkdir(parents=True, exist_ok=True)
+    path = args.output / "ablations.jsonl"
+    path.touch()  # a folder that cannot be written to is found now, not after the first run
+    results: list[dict] = []
+    with tqdm(total=args.epochs * len(jobs), unit="epoch", dynamic_ncols=True) as bar:
+        for result in side_by_side(experiment, jobs, torch.get_num_threads(), bar.update):
+            results = sorted([*results, result], key=lambda r: (names.index(r["name"]), r["seed"]))
+            path.write_text("".join(json.dumps(r) + "\n" for r in results), encoding="utf-8")
+            shown = ", ".join(f"{head} {result[key]:{form}}" for key, (head, form) in MEASURES.items())
+            bar.write(f"{result['name']}, seed {result['seed']}: {shown}")
+    if results:
+        write(results, args)
+        print(f"\n{table(results, MEASURES)}")
+    if len(results) < len(jobs):
+        raise KeyboardInterrupt(
+            f"interrupted; {len(results)} of {len(jobs)} runs are finished and in {args.output}"
+        )
+
+
+if __name__ == "__main__":
+    run(main)
