@@ -14,6 +14,7 @@ not depend on their number.
 import argparse
 import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,7 +221,8 @@ def visible_words(state: Run) -> float:
 
 
 def experiment(job: Job, epoch_done: Callable[[], None]) -> dict:
-    """Train, and measure: the result holds the job, every measure of MEASURES, and the curve."""
+    """Train and measure on one thread: the result holds the job, every measure of MEASURES, and the curve."""
+    torch.set_num_threads(1)  # models this small gain little from a second one
     state, tokenizer = prepare(job)
     progress = state.progress
     recall_tests, held_out_tests = (
@@ -260,7 +262,7 @@ def experiment(job: Job, epoch_done: Callable[[], None]) -> dict:
 
 def write(results: list[dict], args: argparse.Namespace) -> None:
     """The table, and the picture where the default is there to be compared with."""
-    command = " ".join(["python3 ablations.py", *args.names])
+    command = " ".join([f"python3 {Path(sys.argv[0]).name}", *args.names])
     for flag, value, usual in (("seeds", args.seeds, SEEDS), ("epochs", args.epochs, EPOCHS)):
         command += f" --{flag} {value}" if value != usual else ""
     text = f"`{command}`\n\n{table(results, MEASURES)}\n\n{LEGEND}\n\n"

@@ -1,5 +1,5 @@
-"""Many runs, compared: done side by side, each by a process with one thread (models this small gain little
-from a second one), then put into a table and into small pictures beside the default's.
+"""Many runs, compared: done side by side, each in a process of its own, then put into a table and into small
+pictures beside the default's.
 
 A result is a dict: the run's `name` and `seed`, a number for every measure, `stopped` (the step at which the
 loss was no longer finite, else None), and `curve`, a list of points {"epoch": ..., measure: ...}.
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from cli import InputError, Interrupt
 
@@ -24,7 +23,6 @@ Work = Callable[[Any, Callable[[], None]], dict]  # (job, what to call after eac
 def serve(work: Work, parent: Connection) -> None:
     """The life of a process: do the jobs that the parent sends; end when it does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; the parent decides
-    torch.set_num_threads(1)
     try:
         while True:
             parent.send(work(parent.recv(), lambda: parent.send(None)))
