@@ -126,7 +126,8 @@ def draw(
                 axes.set(ylim=(0, 1.05), xlabel="epoch")
                 axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     handles = reversed(grid[0, 0].lines)
-    figure.legend(handles, ["without it", default], loc="outside lower center", ncols=2, frameon=False)
+    labels = ["ablated: mean and range of the seeds", default]
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
