@@ -12,7 +12,6 @@ not depend on their number.
 """
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Callable
@@ -31,7 +30,7 @@ import train_mlm
 from cli import InputError, Parser, pick_device, run, whole
 from corpus import IGNORE, training_and_held_out
 from encoder import EncoderLayer
-from laboratory import draw, side_by_side, table
+from laboratory import draw, read_results, side_by_side, table, write_results
 from parallel import Team
 from train_mlm import HERE, Run
 
@@ -282,6 +281,7 @@ def parse_args(flags: list[str] | None = None) -> argparse.Namespace:
     add("--list", action="store_true", help="name them, with what each takes out and was predicted to do")
     add("--seeds", type=whole(1, 1000), default=SEEDS, help="runs of each, with the seeds 0, 1, ...")
     add("--epochs", type=whole(1, 100_000), default=EPOCHS, help="passes over the text")
+    add("--resume", action="store_true", help="keep what is finished in --output, and run what is missing")
     add("--output", type=Path, default=HERE / "results", metavar="DIR", help="where to write")
     args = parser.parse_args(flags)
     for name in args.names:
@@ -301,12 +301,14 @@ def main() -> None:
     jobs = [Job(name, seed, args.epochs, device.type) for seed in range(args.seeds) for name in names]
     args.output.mkdir(parents=True, exist_ok=True)
     path = args.output / "ablations.jsonl"
-    path.touch()  # a folder that cannot be written to is found now, not after the first run
-    results: list[dict] = []
-    with tqdm(total=args.epochs * len(jobs), unit="epoch", dynamic_ncols=True) as bar:
-        for result in side_by_side(experiment, jobs, torch.get_num_threads(), bar.update):
+    results = read_results(path, jobs) if args.resume else []
+    path.touch()  # what cannot be written to is found now, not after the first run
+    finished = {(result["name"], result["seed"]) for result in results}
+    missing = [job for job in jobs if (job.name, job.seed) not in finished]
+    with tqdm(total=args.epochs * len(missing), unit="epoch", dynamic_ncols=True) as bar:
+        for result in side_by_side(experiment, missing, torch.get_num_threads(), bar.update):
             results = sorted([*results, result], key=lambda r: (names.index(r["name"]), r["seed"]))
-            path.write_text("".join(json.dumps(r) + "\n" for r in results), encoding="utf-8")
+            write_results(results, path)
             shown = ", ".join(f"{head} {result[key]:{form}}" for key, (head, form) in MEASURES.items())
             bar.write(f"{result['name']}, seed {result['seed']}: {shown}")
     if results:
@@ -314,7 +316,7 @@ def main() -> None:
         print(f"\n{table(results, MEASURES)}")
     if len(results) < len(jobs):
         raise KeyboardInterrupt(
-            f"interrupted; {len(results)} of {len(jobs)} runs are finished and in {args.output}"
+            f"interrupted; {len(results)} of {len(jobs)} runs are finished; --resume goes on with the others"
         )
 
 

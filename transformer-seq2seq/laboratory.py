@@ -5,6 +5,7 @@ A result is a dict: the run's `name` and `seed`, a number for every measure, `st
 loss was no longer finite, else None), and `curve`, a list of points {"epoch": ..., measure: ...}.
 """
 
+import json
 import multiprocessing
 import signal
 import statistics
@@ -65,6 +66,28 @@ def side_by_side(work: Work, jobs: list, processes: int, part_done: Callable[[],
             connection.close()  # a process ends when it next has something to say
         for process in team.values():
             process.join()
+
+
+def write_results(results: list[dict], path: Path) -> None:
+    """A line of JSON for each, written whole or not at all."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text("".join(json.dumps(result) + "\n" for result in results), encoding="utf-8")
+    part.replace(path)
+
+
+def read_results(path: Path, jobs: list) -> list[dict]:
+    """The results of these jobs, which begin with the fields of the job, that are in the file already.
+
+    Raises InputError where there is no such file, or a damaged one.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no finished runs here to go on from; run without --resume first")
+    try:
+        results = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        wanted = [vars(job) for job in jobs]
+        return [result for result in results if {name: result[name] for name in wanted[0]} in wanted]
+    except (ValueError, TypeError, KeyError):
+        raise InputError(f"{path}: is damaged; run without --resume") from None
 
 
 def table(results: list[dict], measures: dict[str, tuple[str, str]]) -> str:

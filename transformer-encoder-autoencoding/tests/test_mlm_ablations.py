@@ -18,7 +18,7 @@ import ablations
 import train_mlm
 from ablations import ABLATIONS, Job, experiment
 from corpus import IGNORE
-from laboratory import table
+from laboratory import table, write_results
 from parallel import Team
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -190,6 +190,33 @@ def test_the_table_has_mean_and_range():
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines.splitlines()]
     assert rows[0] == ["", "X", "seeds"]
     assert rows[2:] == [["a", "30.0% (10.0% to 60.0%)", "3"], ["b", "100.0%", "1"]]
+
+
+def test_a_resumed_run_keeps_what_is_finished(script, tmp_path):
+    """Where nothing is missing, only the table and the picture are made again."""
+    some = dict.fromkeys(ablations.MEASURES, 0.5) | {"stopped": None, "example": ""}
+    curve = [{"epoch": 1, **dict.fromkeys(("train_loss", "recall", "combinations"), 0.5)}]
+    results = [
+        {"name": name, "seed": 0, "epochs": epochs, "device": "cpu", **some, "curve": curve}
+        for name in ("no-scale", "default")
+        for epochs in (1, 2)
+    ]
+    write_results(results, tmp_path / "ablations.jsonl")
+    flags = ["no-scale", "--seeds", "1", "--epochs", "2", "--device", "cpu", "--output", tmp_path, "--resume"]
+    status, out, _ = script("ablations", *flags)
+    assert (status, out.count("\n| ")) == (0, 4)
+    assert (tmp_path / "ablations.md").exists()
+    assert (tmp_path / "ablations.png").exists()
+    for damage in "{", "1\n", '{"name": "default"}\n':
+        (tmp_path / "ablations.jsonl").write_text(damage)
+        status, _, err = script("ablations", *flags)
+        assert (status, err.count("\n")) == (2, 1)
+        assert "ablations.jsonl: is damaged; run without --resume" in err
+        assert (tmp_path / "ablations.jsonl").read_text() == damage
+    (tmp_path / "ablations.jsonl").unlink()
+    status, _, err = script("ablations", *flags)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "run without --resume first" in err
 
 
 def test_the_list_names_all_with_their_predictions(script):
