@@ -275,6 +275,13 @@ def test_an_output_that_is_a_file_is_one_line(script, tmp_path):
     assert (tmp_path / "file").read_text() == "kept"
 
 
+def test_the_readme_shows_the_table(folder):
+    lines = (folder / "samples" / "ablations.md").read_text(encoding="utf-8").splitlines()
+    shown = [line for line in lines if line.startswith("|")]
+    assert "\n".join(shown) in README
+    assert [line.split()[1] for line in shown[2:]] == list(ABLATIONS)
+
+
 def test_the_readme_adds_an_ablation(folder, command, tmp_path):
     """The example beside copies of the files, run for an epoch; the default beside it is what it is alone."""
     assert sum(line != "" for line in EXAMPLE.splitlines()) <= 10
