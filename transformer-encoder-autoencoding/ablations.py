@@ -1,6 +1,6 @@
 """What is each mechanism good for? The default model is trained again with one of them taken out at a time.
 
-    python3 ablations.py                            all of them, three seeds: under ten minutes on two cores
+    python3 ablations.py                            all of them, three seeds: about ten minutes on two cores
     python3 ablations.py --list                     what each takes out, and what it was predicted to do
     python3 ablations.py no-positions one-head      these alone, beside the default
 
@@ -238,7 +238,7 @@ def experiment(job: Job, epoch_done: Callable[[], None]) -> dict:
         try:
             for indices in state.plan(epoch - 1):
                 state.update(indices, progress.step / steps)
-        except InputError:  # the loss is no longer finite; the weights before that step are judged
+        except InputError:  # the loss is no longer finite; the model is judged as it is
             stopped = progress.step
         epoch_done()
         if stopped is not None or epoch % CURVE_EVERY == 0 or epoch == job.epochs:

@@ -1,6 +1,6 @@
 """What is each mechanism good for? The default model is trained again with one of them taken out at a time.
 
-    python3 ablations.py                              all of them, three seeds: under ten minutes on two cores
+    python3 ablations.py                              all of them, three seeds: about ten minutes on two cores
     python3 ablations.py --list                       what each takes out, and what it was predicted to do
     python3 ablations.py no-positions no-causal-mask  these alone, beside the default
 
@@ -189,21 +189,23 @@ def experiment(job: Job, epoch_done: Callable[[], None]) -> dict:
     example's output."""
     torch.set_num_threads(1)  # models this small gain little from a second one
     state, tokenizer, pairs, held_out = prepare(job)
-    progress = state.progress
+    progress, stopped = state.progress, None
 
     def outputs(asked: list[Pair]) -> list[str]:
+        if stopped is not None:  # a model whose numbers are no longer finite says nothing
+            return [""] * len(asked)
         return answer_all(state.model, tokenizer, [pair.source for pair in asked])
 
     combinations = [pair for pair in held_out if pair.kind in ("answer", "rewrite")]
     some = combinations[::CURVE_EVERY]
     recalled = pairs[::RECALL_EVERY]
     steps = job.epochs * len(state.plan(0))
-    curve, stopped = [], None
+    curve = []
     for epoch in range(1, job.epochs + 1):
         try:
             for indices in state.plan(epoch - 1):
                 state.update(indices, progress.step / steps)
-        except InputError:  # the loss is no longer finite; the weights before that step are judged
+        except InputError:  # the loss is no longer finite
             stopped = progress.step
         loss = progress.nll / max(1, progress.nll_tokens)
         curve.append({"epoch": epoch, "train_loss": loss, "combinations": exact_match(outputs(some), some)})

@@ -28,6 +28,12 @@ EXAMPLE = re.search(r"```python\n(.*?@ablation.*?)```", README, re.DOTALL)[1]
 
 
 @pytest.fixture
+def folder():
+    """The folder under test."""
+    return Path(__file__).parent.parent
+
+
+@pytest.fixture
 def build(training, held_out, sizes):
     """build(name) -> a small run without what the ablation takes out, its model in evaluation mode. All have
     the same weights, none of which has its initial value."""
