@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -28,9 +27,9 @@ from tqdm import tqdm
 import evaluation
 import train_mlm
 from cli import InputError, Parser, pick_device, run, whole
-from corpus import IGNORE, training_and_held_out
+from corpus import IGNORE
 from encoder import EncoderLayer
-from laboratory import draw, read_results, side_by_side, table, write_results
+from laboratory import draw, read_results, scratch, side_by_side, table, write_results
 from parallel import Team
 from train_mlm import HERE, Run
 
@@ -197,10 +196,9 @@ class Job:
 def prepare(job: Job) -> tuple[Run, Tokenizer]:
     """The default's run, as train_mlm.py begins it, without what the ablation takes out."""
     flags = {"--epochs": job.epochs, "--learning-rate": LEARNING_RATE, "--seed": job.seed}
+    flags["--output"] = scratch().name
     args = train_mlm.parse_args([str(part) for flag in flags.items() for part in flag])
-    data = HERE / "data"
-    texts = training_and_held_out([data / "train.txt"], data / "held_out.txt", job.seed)
-    state, tokenizer = train_mlm.prepare(args, Team(torch.device(job.device)), *texts)
+    state, tokenizer = train_mlm.prepare(args, Team(torch.device(job.device)))
     ABLATIONS[job.name].take_out(state)
     return state, tokenizer
 
@@ -211,7 +209,7 @@ def visible_words(state: Run) -> float:
     state.model.eval()
     special = [state.corpus.special.pad, state.corpus.special.cls, state.corpus.special.sep]
     right, count = 0, 0
-    for rows in state.corpus.plan(4096, np.random.default_rng(0)):
+    for rows in state.corpus.plan(4096, seed=0):
         ids = state.corpus.rows(rows).to(state.device)
         words = ~torch.isin(ids, torch.tensor(special, device=ids.device))
         right += int((state.model(ids, words).argmax(dim=-1) == ids[words]).sum())

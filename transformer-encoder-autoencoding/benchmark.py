@@ -21,7 +21,6 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -38,6 +37,7 @@ import pretrained
 import train_mlm
 from cli import InputError, Parser, pick_device, run, whole
 from corpus import IGNORE
+from laboratory import scratch
 from parallel import Team
 from reading import lines_of
 
@@ -47,12 +47,6 @@ PRODUCTS = "matrix products of ours, fp32"
 class Contestant(Protocol):
     def step(self, done: float) -> int:
         """One update, when a share `done` of the budget is used up -> its number of tokens."""
-
-
-@cache
-def scratch() -> tempfile.TemporaryDirectory:
-    """Where all contestants find the text's token ids; it goes when this process ends."""
-    return tempfile.TemporaryDirectory()
 
 
 def begin(args: Namespace):

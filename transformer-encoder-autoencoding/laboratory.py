@@ -9,7 +9,9 @@ import json
 import multiprocessing
 import signal
 import statistics
+import tempfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,12 @@ import numpy as np
 from cli import InputError, Interrupt
 
 Work = Callable[[Any, Callable[[], None]], dict]  # (job, what to call after each of its parts) -> its result
+
+
+@cache
+def scratch() -> tempfile.TemporaryDirectory:
+    """Where all runs of this process find the text's token ids; it goes when the process ends."""
+    return tempfile.TemporaryDirectory()
 
 
 def serve(work: Work, parent: Connection) -> None:

@@ -26,9 +26,10 @@ from tqdm import tqdm
 import train
 from cli import InputError, Parser, pick_device, run, whole
 from evaluation import answer_all, bleu_and_chrf, exact_match, exact_match_by_kind
-from laboratory import draw, read_results, side_by_side, table, write_results
-from pairs import IGNORE, Batch, Pair, training_and_held_out
+from laboratory import draw, read_results, scratch, side_by_side, table, write_results
+from pairs import IGNORE, Batch
 from parallel import Team
+from reading import Pair
 from train import HERE, Run
 from transformer import MultiHeadAttention
 
@@ -170,26 +171,22 @@ class Job:
     device: str
 
 
-def prepare(job: Job) -> tuple[Run, Tokenizer, list[Pair], list[Pair]]:
-    """The default's run, as train.py begins it, without what the ablation takes out; the training pairs and
-    those held out."""
+def prepare(job: Job) -> tuple[Run, Tokenizer]:
+    """The default's run, as train.py begins it, without what the ablation takes out."""
     flags = {"--epochs": job.epochs, "--batch-tokens": BATCH_TOKENS, "--seed": job.seed}
+    flags["--output"] = scratch().name
     args = train.parse_args([str(part) for flag in flags.items() for part in flag])
-    data = HERE / "data"
-    pairs, held_out = training_and_held_out(
-        [data / "train.tsv"], data / "held_out.tsv", (None, None), job.seed
-    )
-    state, tokenizer = train.prepare(args, Team(torch.device(job.device)), pairs, held_out)
+    state, tokenizer = train.prepare(args, Team(torch.device(job.device)))
     ABLATIONS[job.name].take_out(state)
-    return state, tokenizer, pairs, held_out
+    return state, tokenizer
 
 
 def experiment(job: Job, epoch_done: Callable[[], None]) -> dict:
     """Train and measure on one thread: the result holds the job, every measure of MEASURES, the curve, and an
     example's output."""
     torch.set_num_threads(1)  # models this small gain little from a second one
-    state, tokenizer, pairs, held_out = prepare(job)
-    progress, stopped = state.progress, None
+    state, tokenizer = prepare(job)
+    held_out, progress, stopped = state.pairs.held_out, state.progress, None
 
     def outputs(asked: list[Pair]) -> list[str]:
         if stopped is not None:  # a model whose numbers are no longer finite says nothing
@@ -198,7 +195,7 @@ def experiment(job: Job, epoch_done: Callable[[], None]) -> dict:
 
     combinations = [pair for pair in held_out if pair.kind in ("answer", "rewrite")]
     some = combinations[::CURVE_EVERY]
-    recalled = pairs[::RECALL_EVERY]
+    recalled = list(state.pairs)[::RECALL_EVERY]
     steps = job.epochs * len(state.plan(0))
     curve = []
     for epoch in range(1, job.epochs + 1):

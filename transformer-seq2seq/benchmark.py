@@ -21,7 +21,6 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -36,6 +35,7 @@ import fast
 import pretrained
 import train
 from cli import InputError, Parser, pick_device, run, whole
+from laboratory import scratch
 from pairs import IGNORE
 from parallel import Team
 from reading import decode_lines, open_text, read_pairs
@@ -47,12 +47,6 @@ PRODUCTS = "matrix products of ours, fp32"
 class Contestant(Protocol):
     def step(self, done: float) -> int:
         """One update, with a share `done` of the budget used up -> its number of target tokens."""
-
-
-@cache
-def scratch() -> tempfile.TemporaryDirectory:
-    """Where all contestants find the pairs' token ids; it goes when this process ends."""
-    return tempfile.TemporaryDirectory()
 
 
 def begin(args: Namespace):

@@ -26,13 +26,25 @@ EXAMPLE = re.search(r"```python\n(.*?@ablation.*?)```", README, re.DOTALL)[1]
 
 
 @pytest.fixture
-def build(training, held_out, sizes):
+def build(tmp_path, training, held_out, sizes):
     """build(name) -> a small run without what the ablation takes out, its model in evaluation mode. All have
     the same weights, none of which has its initial value."""
 
+    texts = {"train": [*training, "a bird eats"], "held_out": held_out}
+    for file, sentences in texts.items():
+        (tmp_path / f"{file}.txt").write_text("".join(f"{line}\n" for line in sentences), encoding="utf-8")
+    files = [
+        "--corpus",
+        tmp_path / "train.txt",
+        "--held-out",
+        tmp_path / "held_out.txt",
+        "--output",
+        tmp_path,
+    ]
+
     def make(name="default"):
-        args = train_mlm.parse_args([*sizes, "--device", "cpu"])
-        state, _ = train_mlm.prepare(args, Team(torch.device("cpu")), [*training, "a bird eats"], held_out)
+        args = train_mlm.parse_args([*sizes, "--device", "cpu", *map(str, files), "--output", str(tmp_path)])
+        state, _ = train_mlm.prepare(args, Team(torch.device("cpu")))
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for parameter in state.model.parameters():

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 import pretrained
 from cli import InputError
-from corpus import MASK, read_lines
+from corpus import MASK
 from evaluation import HEADER, NeighbourBaseline, read_clozes
 from fill_mask import Sentence, fill, score
+from reading import lines_of
 
 SIZES = {"d_model": 4, "n_layers": 1, "d_ff": 4, "max_length": 8}
 
@@ -133,7 +134,7 @@ def test_any_bytes_as_text(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "fuzz.txt"
     path.write_bytes(content)
     with suppress(InputError):
-        found = read_lines(path)
+        found = list(lines_of(path))
         assert found and all(line and line == line.strip() and "\n" not in line for line in found)
 
 

@@ -19,7 +19,7 @@ import train
 from ablations import ABLATIONS, Job, experiment
 from decoding import generate
 from laboratory import table, write_results
-from pairs import IGNORE, Pair
+from pairs import IGNORE
 from parallel import Team
 from transformer import Attentions
 
@@ -34,14 +34,19 @@ def folder():
 
 
 @pytest.fixture
-def build(training, held_out, sizes):
+def build(tmp_path, training, held_out, sizes, write_pairs):
     """build(name) -> a small run without what the ablation takes out, its model in evaluation mode. All have
     the same weights, none of which has its initial value."""
 
+    pairs, asked = (
+        write_pairs(tmp_path / "pairs.tsv", training),
+        write_pairs(tmp_path / "asked.tsv", held_out),
+    )
+    files = ["--pairs", pairs, "--held-out", asked, "--output", tmp_path]
+
     def make(name="default"):
-        args = train.parse_args([*sizes, "--device", "cpu"])
-        pairs, asked = ([Pair(*pair) for pair in some] for some in (training, held_out))
-        state, _ = train.prepare(args, Team(torch.device("cpu")), pairs, asked)
+        args = train.parse_args([*sizes, "--device", "cpu", *map(str, files)])
+        state, _ = train.prepare(args, Team(torch.device("cpu")))
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for parameter in state.model.parameters():

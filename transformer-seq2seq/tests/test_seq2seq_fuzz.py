@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 import pretrained
 from cli import InputError
 from inference import decoder, encode
-from pairs import read_pairs, to_text
+from pairs import to_text
+from reading import read_pairs
 
 SIZES = {"d_model": 4, "n_encoder_layers": 1, "n_decoder_layers": 1, "d_ff": 4}
 FLAGS = {"max_length": 3, "batch_size": 2, "length_penalty": 1.0, "n_best": 1, "seed": 0}
