@@ -41,7 +41,9 @@ class MarianTokenizer:
                 raise InputError(f"{directory / name}: is missing; get it anew")
         try:
             self.models = [SentencePieceProcessor(model_file=str(directory / name)) for name in FILES[:2]]
-        except (OSError, RuntimeError) as error:
+            for model in self.models:
+                model.id_to_piece(list(range(model.get_piece_size())))  # whether all of them are UTF-8
+        except (OSError, RuntimeError, ValueError) as error:
             raise InputError(
                 f"{directory}: source.spm or target.spm is damaged ({error}); get it anew"
             ) from None
@@ -64,7 +66,11 @@ class MarianTokenizer:
             start = text.index("<<") + 2
             ids.append(self.ids.get(text[:start], self.ids[UNK]))
             offsets.append((0, start))
-        for piece in model.encode(text[start:], out_type=str):
+        try:
+            pieces = model.encode(text[start:], out_type=str)
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"a SentencePiece model is damaged ({error}); get it anew") from None
+        for piece in pieces:
             ids.append(self.ids.get(piece, self.ids[UNK]))
             letters = piece.replace("▁", "")
             start = max(

@@ -173,11 +173,16 @@ def test_a_saved_model_leaves_no_tokenizer_of_the_other_kind(directory, tiny, to
     assert not list(tmp_path.glob("*.spm")) and not (tmp_path / "vocab.json").exists()
 
 
+def replace_in(path, old, new):
+    path.write_bytes(path.read_bytes().replace(old, new))
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
         (lambda d: (d / "target.spm").unlink(), "target.spm: is missing"),
         (lambda d: (d / "source.spm").write_bytes(b"no model"), "damaged"),
+        (lambda d: replace_in(d / "source.spm", b"\xe2\x96\x81", b"\xe2 \x81"), "damaged"),  # not UTF-8
         (lambda d: (d / "vocab.json").write_text("[1]"), "vocab.json: is not an object"),
         (lambda d: (d / "vocab.json").write_text('{"</s>": -1}'), "vocab.json: is not an object"),
         (lambda d: (d / "vocab.json").write_text('{"</s>": 0, "<unk>": 1}'), "has no <pad>"),
