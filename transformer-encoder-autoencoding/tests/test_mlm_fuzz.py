@@ -149,7 +149,7 @@ def test_any_bytes_as_cloze_tests(tmp_path_factory, content):
     path.write_bytes(content)
     with suppress(InputError):
         clozes = read_clozes(path.with_name("fuzz.txt"))
-        baseline = NeighbourBaseline([cloze.sentence for cloze in clozes[1:]])
+        baseline = NeighbourBaseline([cloze.sentence for cloze in clozes[1:]], clozes)
         for cloze in clozes:
             begin, end = cloze.key_span()
             assert cloze.sentence[begin:end] == cloze.key
