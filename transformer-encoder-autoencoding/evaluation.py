@@ -49,7 +49,7 @@ def read_clozes(text_file: Path) -> list[Cloze]:
 
     Raises InputError at a line that is not a cloze test.
     """
-    path = text_file.with_suffix(".cloze.tsv")
+    path = text_file.parent / f"{text_file.stem}.cloze.tsv"
     if not path.is_file():
         return []
     with path.open("rb") as stream:

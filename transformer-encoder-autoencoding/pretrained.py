@@ -170,7 +170,7 @@ def save(directory: Path, model: MaskedLanguageModel, tokenizer: Tokenizer) -> N
         for file, content in contents.items():
             (folder / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         try:
-            (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+            tokenizer.save(str(folder / "tokenizer.json"))
             save_file(to_bert(model), folder / "model.safetensors", metadata={"format": "pt"})
         except OSError:
             raise

@@ -121,7 +121,7 @@ def test_logits_and_generated_tokens_equal_hugging_faces(directory):
 
 def test_targets_are_tokenized_by_the_target_model(directory):
     tokenizer = MarianTokenizer(directory)
-    corpus = PairCorpus([Pair("The cook", "The child eats")], tokenizer, 48)
+    corpus = PairCorpus.of([Pair("The cook", "The child eats")], tokenizer, 48)
     assert corpus.source.ids.tolist() == tokenizer.encode("The cook").ids
     assert corpus.target.ids.tolist() == tokenizer.encode_targets(["The child eats"])[0].ids
 
