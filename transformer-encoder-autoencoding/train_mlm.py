@@ -1,6 +1,6 @@
 """Train a BERT-style encoder by masked language modelling: hide words, and learn to fill them in.
 
-    python3 train_mlm.py                                    the bundled sentences, half a minute
+    python3 train_mlm.py                                    the bundled sentences, about a minute
     python3 train_mlm.py --corpus my.txt --tokenizer bpe --max-minutes 30 --output my-run
     python3 train_mlm.py --resume                           go on after an interruption
 

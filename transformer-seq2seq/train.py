@@ -1,6 +1,6 @@
 """Train the encoder-decoder Transformer on pairs: a prompt, and the text that should come of it.
 
-    python3 train.py                                   the bundled pairs, half a minute
+    python3 train.py                                   the bundled pairs, about a minute
     python3 train.py --pairs my.tsv --tokenizer bpe --max-minutes 30 --output my-run
     python3 train.py --resume                          go on after an interruption
 
