@@ -359,6 +359,8 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, sizes, training):
     many = int(os.environ.get("LINES", "20000"))
     rng, words = np.random.default_rng(0), np.array(" ".join(row[0] for row in training).split())
     measured = {}
+    held_out = tmp_path / "held_out.tsv"  # few, as each of them is answered in the end
+    held_out.write_text("".join(f"{word}\t{word}\n" for word in words[:20]), encoding="utf-8")
     for lines in (many // 10, many):
         path = tmp_path / f"{lines}.tsv"
         with path.open("w", encoding="utf-8") as file:
@@ -370,7 +372,8 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, sizes, training):
                     f"{' '.join(row[:end])} {start + i}\t{start + i} {' '.join(row[:end:-1])}\n"
                     for i, (row, end) in enumerate(zip(rows.tolist(), ends, strict=True))
                 )
-        flags = ["--pairs", path, "--output", tmp_path / str(lines), *sizes, "--max-steps", 3]
+        flags = ["--pairs", path, "--held-out", held_out, "--output", tmp_path / str(lines)]
+        flags += [*sizes, "--max-steps", 3]
         for state in ("anew", "again"):
             done = subprocess.run(
                 [sys.executable, "-c", MEASURED, *map(str, flags), "--tokenizer", "bpe"],
