@@ -31,7 +31,8 @@ from corpus import IGNORE
 from encoder import EncoderLayer
 from laboratory import draw, read_results, scratch, side_by_side, table, write_results
 from parallel import Team
-from train_mlm import HERE, Run
+from train_mlm import HERE
+from training import Run
 
 EPOCHS, SEEDS, LEARNING_RATE = 70, 3, 4e-3
 CURVE_EVERY = 5  # epochs

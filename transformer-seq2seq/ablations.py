@@ -30,7 +30,8 @@ from laboratory import draw, read_results, scratch, side_by_side, table, write_r
 from pairs import IGNORE, Batch
 from parallel import Team
 from reading import Pair
-from train import HERE, Run
+from train import HERE
+from training import Run
 from transformer import MultiHeadAttention
 
 EPOCHS, SEEDS, BATCH_TOKENS = 15, 3, 512

@@ -327,13 +327,13 @@ def test_a_run_in_blocks_is_resumed_exactly(prepare, monkeypatch):
 MEASURED = """
 import sys, time
 started = time.time()
-import re, train_mlm
-update = train_mlm.Run.update
+import re, train_mlm, training
+update = training.Run.update
 def timed(self, *batch):
     update(self, *batch)
     if self.progress.step == 1:
         print("first", time.time() - started)
-train_mlm.Run.update = timed
+training.Run.update = timed
 train_mlm.main()
 status = open("/proc/self/status").read()
 print("peak", int(re.search(r"VmHWM:\\s*(\\d+)", status)[1]) / 1024)

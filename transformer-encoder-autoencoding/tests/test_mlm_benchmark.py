@@ -32,7 +32,7 @@ def test_contestants_see_every_window_once_an_epoch(args):
 def test_without_fast_py_the_same_is_learnt(args, monkeypatch):
     ours, plain = Ours(args), Plain(args)
     hidden = ours.state.corrupt(ours.state.corpus.rows(ours.state.plan(0)[0]), torch.Generator())
-    monkeypatch.setattr("train_mlm.Run.corrupt", lambda *_: hidden)
+    monkeypatch.setattr("training.Run.corrupt", lambda *_: hidden)
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: None)
     for contestant in (ours, plain):
         contestant.step(done=0.0)
@@ -43,7 +43,7 @@ def test_without_fast_py_the_same_is_learnt(args, monkeypatch):
 def test_products_are_those_of_the_model(args, monkeypatch):
     hidden = []
     corrupt = Ours(args).state.corrupt
-    monkeypatch.setattr("train_mlm.Run.corrupt", lambda _, *a: hidden.append(corrupt(*a)) or hidden[-1])
+    monkeypatch.setattr("training.Run.corrupt", lambda _, *a: hidden.append(corrupt(*a)) or hidden[-1])
     products = MatrixProducts(args)
     shapes, tokens = products.steps[0]
     flops = sum(2 * torch.Size(left).numel() * right[-1] for left, right in shapes)

@@ -19,7 +19,7 @@ from cli import InputError
 from parallel import Team
 
 # saves after every update, so that a kill often hits a save
-EAGER = "import train_mlm; train_mlm.SAVE_SECONDS = 0; train_mlm.run(train_mlm.main)"
+EAGER = "import train_mlm, training; training.SAVE_SECONDS = 0; train_mlm.run(train_mlm.main)"
 STEPS = 60
 FOLDER = Path(train_mlm.__file__).parent
 
@@ -89,7 +89,7 @@ def test_a_finished_run_is_resumed_to_the_same_figures(tmp_path, flags, script):
 @pytest.fixture
 def interrupted(flags, tmp_path, monkeypatch, capsys):
     """A run of which the states after steps 1 and 2 are kept: its folder, and what begins it anew."""
-    monkeypatch.setattr("train_mlm.SAVE_SECONDS", 0)
+    monkeypatch.setattr("training.SAVE_SECONDS", 0)
 
     def begin(*more):
         monkeypatch.setattr("sys.argv", ["train_mlm.py", *flags(tmp_path / "out"), *more])

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 import checkpoint
 import train_mlm
 from cli import InputError
-from corpus import IGNORE
+from corpus import IGNORE, corrupt
 from parallel import Team
-from train_mlm import learning_rate
+from training import learning_rate
 
 CPU = torch.device("cpu")
 NEVER = SimpleNamespace(asked=False)
@@ -88,8 +88,7 @@ def test_a_step_follows_the_gradient_of_the_hidden_tokens_alone(new_run, monkeyp
     run = new_run("--learning-rate", 1e-2, "--warmup-steps", 0, "--precision", "fp32")
     rows = run.plan(0)[0]
     seen = []
-    corrupt = train_mlm.corrupt
-    monkeypatch.setattr(train_mlm, "corrupt", lambda *args: seen.append(corrupt(*args)) or seen[-1])
+    monkeypatch.setattr("training.corrupt", lambda *args: seen.append(corrupt(*args)) or seen[-1])
     reference = new_run("--learning-rate", 1e-2, "--warmup-steps", 0).model
     assert same_weights(weights(run), reference.state_dict())
     run.update(rows, done=0.0)
@@ -112,8 +111,7 @@ def test_every_step_hides_other_tokens(new_run, monkeypatch):
     run = new_run()
     rows = run.plan(0)[0]
     seen = []
-    corrupt = train_mlm.corrupt
-    monkeypatch.setattr(train_mlm, "corrupt", lambda *args: seen.append(corrupt(*args)) or seen[-1])
+    monkeypatch.setattr("training.corrupt", lambda *args: seen.append(corrupt(*args)) or seen[-1])
     for _ in range(3):
         run.update(rows, done=0.0)
     assert not torch.equal(seen[0][1], seen[1][1]) and not torch.equal(seen[1][1], seen[2][1])
@@ -148,8 +146,7 @@ def test_bf16_is_another_precision_and_the_same_training(new_run):
 def test_evaluation_hides_the_same_tokens_every_time_and_hides_some(new_run, monkeypatch):
     run = new_run()
     calls = []
-    corrupt = train_mlm.corrupt
-    monkeypatch.setattr(train_mlm, "corrupt", lambda *args: calls.append(corrupt(*args)) or calls[-1])
+    monkeypatch.setattr("training.corrupt", lambda *args: calls.append(corrupt(*args)) or calls[-1])
     run.progress.nll_tokens = 1
     run.evaluate()
     first, calls[:] = list(calls), []
@@ -168,8 +165,7 @@ def test_evaluation_scores_the_hidden_positions_alone_without_dropout(new_run, m
     run = new_run("--dropout", 0.5)
     run.model.train()
     calls = []
-    corrupt = train_mlm.corrupt
-    monkeypatch.setattr(train_mlm, "corrupt", lambda *args: calls.append(corrupt(*args)) or calls[-1])
+    monkeypatch.setattr("training.corrupt", lambda *args: calls.append(corrupt(*args)) or calls[-1])
     run.progress.nll_tokens = 1
     run.evaluate()
     run.model.eval()

@@ -623,7 +623,7 @@ def test_the_model_that_was_there_survives_a_run_whose_loss_is_no_number(
 ):
     shutil.copytree(trained, tmp_path / "out")
     before = snapshot(tmp_path / "out" / "model"), snapshot(tmp_path / "out" / "samples")
-    monkeypatch.setattr("train.token_losses", lambda states, *_: (states.sum() * torch.nan,) * 2)
+    monkeypatch.setattr("training.token_losses", lambda states, *_: (states.sum() * torch.nan,) * 2)
     flags = ["--max-steps", 2, "--pairs", place / "good.tsv", "--output", tmp_path / "out"]
     status, _, err = script("train", *flags)
     assert status == 2 and "no longer finite" in err.splitlines()[-1]

@@ -19,7 +19,7 @@ from cli import InputError
 from parallel import Team
 
 # saves after every update, so that a kill often hits a save
-EAGER = "import train; train.SAVE_SECONDS = 0; train.run(train.main)"
+EAGER = "import train, training; training.SAVE_SECONDS = 0; train.run(train.main)"
 STEPS = 60
 FOLDER = Path(train.__file__).parent
 
@@ -87,7 +87,7 @@ def test_a_finished_run_is_resumed_to_the_same_figures(tmp_path, flags, script):
 @pytest.fixture
 def interrupted(flags, tmp_path, monkeypatch, capsys):
     """A run of which the states after steps 1 and 2 are kept: its folder, and what begins it anew."""
-    monkeypatch.setattr("train.SAVE_SECONDS", 0)
+    monkeypatch.setattr("training.SAVE_SECONDS", 0)
 
     def begin(*more):
         monkeypatch.setattr("sys.argv", ["train.py", *flags(tmp_path / "out"), *more])

@@ -15,7 +15,7 @@ from checkpoint import Progress
 from cli import InputError
 from pairs import IGNORE
 from parallel import Team
-from train import learning_rate
+from training import learning_rate
 
 CPU = torch.device("cpu")
 

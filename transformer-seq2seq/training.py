@@ -1,0 +1,193 @@
+"""A model in training: one update, the evaluation, the loop around both, and the state that a continuation
+needs. train.py prepares a Run and starts it."""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+import checkpoint
+from checkpoint import Progress
+from cli import InputError, Interrupt
+from fast import CHUNK, fast_training, token_losses
+from pairs import IGNORE, PairCorpus
+from parallel import Team, seed_all
+from reading import Pairs
+from transformer import Transformer
+
+SAVE_SECONDS = 60  # a checkpoint is written at least so often
+
+
+def learning_rate(step: int, done: float, peak: float, warmup_steps: int) -> float:
+    """Linear warm-up, then half a cosine down to zero; done goes from 0 to 1 as the budget is used up."""
+    return peak * min(1.0, (step + 1) / max(1, warmup_steps)) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+@dataclass
+class Run:
+    """A model in training: update() makes one step, evaluate() adds a record to the curve and keeps the
+    model if it is good, save() writes what a continuation needs."""
+
+    args: argparse.Namespace
+    team: Team
+    model: Transformer
+    optimizer: torch.optim.Optimizer
+    pairs: Pairs
+    corpus: PairCorpus
+    held_out: PairCorpus
+    identity: dict  # what may not change when the run is resumed
+    progress: Progress = field(default_factory=Progress)
+    kept: dict[str, Tensor] | None = None  # the weights chosen so far
+
+    @property
+    def device(self) -> torch.device:
+        return self.team.device
+
+    def update(self, indices: np.ndarray, done: float) -> None:
+        """One step of the optimizer on the batch of the pairs with these indices."""
+        args, progress, team = self.args, self.progress, self.team
+        seed_all(args.seed, progress.step, team.rank)  # dropout
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(progress.step, done, args.learning_rate, args.warmup_steps)
+        n_tokens = int(self.corpus.target.lengths[indices].sum())
+
+        self.model.train()
+        self.optimizer.zero_grad()
+        loss = nll = torch.zeros(())
+        if len(share := team.share(indices)):
+            batch = self.corpus.batch(share).to(self.device)
+            scored = batch.labels != IGNORE
+            with fast_training(self.device, args.precision):
+                states = self.model.states(batch.source, batch.target)[scored]  # (N, D)
+            weight, bias = self.model.embeddings.token.weight, self.model.output_bias
+            labels, smoothing = batch.labels[scored], args.label_smoothing
+            loss, nll = token_losses(states, weight, bias, labels, smoothing, args.precision)
+            (loss / n_tokens).backward()
+        loss_sum, nll_sum = team.total(loss.item(), nll.item())
+        if not math.isfinite(loss_sum):
+            raise InputError(
+                f"the loss is no longer finite at step {progress.step}; try a lower --learning-rate"
+            )
+        team.sum_gradients(self.model.parameters())
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+
+        progress.step += 1
+        progress.tokens += n_tokens
+        progress.nll += nll_sum
+        progress.nll_tokens += n_tokens
+
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        """Score the held-out pairs under teacher forcing, and keep the model unless one before it was
+        better by more than a standard error: of equally good models the last, the longest trained."""
+        self.model.eval()
+        nll, right, count = 0.0, 0, 0
+        for rows in self.held_out.plan(self.args.batch_tokens, 0):
+            batch = self.held_out.batch(rows).to(self.device)
+            scored = batch.labels != IGNORE
+            states = self.model.states(batch.source, batch.target)[scored]  # (N, D)
+            parts = states.split(CHUNK), batch.labels[scored].split(CHUNK)
+            for part, labels in zip(*parts, strict=True):
+                logits = self.model.project(part)  # (<= CHUNK, V)
+                nll += F.cross_entropy(logits, labels, reduction="sum").item()
+                right += int((logits.argmax(dim=-1) == labels).sum())
+                count += len(labels)
+        progress, accuracy = self.progress, right / count
+        progress.curve.append(
+            {
+                "epoch": progress.epoch,
+                "step": progress.step,
+                "seconds": round(progress.seconds, 2),
+                "tokens": progress.tokens,
+                "train_loss": progress.nll / progress.nll_tokens,
+                "held_out_loss": nll / count,
+                "held_out_token_accuracy": accuracy,
+                "learning_rate": self.optimizer.param_groups[0]["lr"],
+            }
+        )
+        progress.nll, progress.nll_tokens = 0.0, 0
+        if accuracy >= progress.best_accuracy - math.sqrt(accuracy * (1 - accuracy) / count):
+            progress.kept = len(progress.curve) - 1
+            self.kept = {
+                name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()
+            }
+        progress.best_accuracy = max(accuracy, progress.best_accuracy)
+
+    def plan(self, epoch: int) -> Sequence[np.ndarray]:
+        """The batches of an epoch, as the seed has them."""
+        return self.corpus.plan(self.args.batch_tokens, [self.args.seed, epoch])
+
+    def train(self, interrupt: Interrupt) -> bool:
+        """Update until a limit is reached or an interrupt asks to stop; evaluate and save on the way. Returns
+        whether it was an interrupt."""
+        args, progress, team = self.args, self.progress, self.team
+        plan = self.plan(progress.epoch)
+        max_steps = min(args.max_steps or math.inf, (args.epochs or math.inf) * len(plan))
+        max_seconds = 60 * (args.max_minutes or math.inf)
+        evaluate_every = min(max(len(plan), 50), 1000)
+        started, saved = time.monotonic() - progress.seconds, progress.seconds
+
+        def spent() -> float:
+            return max(progress.step / max_steps, progress.seconds / max_seconds)
+
+        def look_up() -> bool:
+            """Read the leader's clock; whether anybody has been interrupted."""
+            progress.seconds, asked = team.total(
+                team.leads * (time.monotonic() - started), bool(interrupt.asked)
+            )
+            return asked > 0
+
+        bar = tqdm(initial=progress.step, unit="step", dynamic_ncols=True, disable=not team.leads)
+        bar.total = max_steps if max_steps < math.inf else None
+        asked = look_up()
+        while (done := spent()) < 1 and not asked:
+            self.update(plan[progress.position], done)
+            bar.update()
+            progress.position += 1
+            if progress.position == len(plan):
+                progress.epoch, progress.position = progress.epoch + 1, 0
+                plan = self.plan(progress.epoch)
+            asked = look_up()
+            if due := spent() >= 1 or progress.step % evaluate_every == 0:
+                if team.leads:
+                    self.evaluate()
+                    last = progress.curve[-1]
+                    losses = {name: f"{last[name]:.3f}" for name in ("train_loss", "held_out_loss")}
+                    bar.set_postfix(epoch=progress.epoch, **losses)
+                asked = look_up()
+            if team.leads and (due or asked or progress.seconds > saved + SAVE_SECONDS):
+                self.save()
+                saved = progress.seconds
+        bar.close()
+        return asked
+
+    def save(self) -> None:
+        """Write the curve so far, and the checkpoint from which --resume goes on exactly here."""
+        state = {
+            "identity": self.identity,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "kept": self.kept,
+            "progress": asdict(self.progress),
+        }
+        checkpoint.save(self.args.output / "checkpoint.pt", state)
+        lines = "".join(json.dumps(record) + "\n" for record in self.progress.curve)
+        samples = self.args.output / "samples"
+        samples.mkdir(exist_ok=True)
+        (samples / "metrics.jsonl").write_text(lines, encoding="utf-8")
+
+    def restore(self, state: dict) -> None:
+        """Go back to a state that save wrote. Raises InputError where it is of another run."""
+        checkpoint.check(self.args.output / "checkpoint.pt", state, self.identity)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.kept, self.progress = state["kept"], Progress(**state["progress"])
