@@ -15,10 +15,12 @@ import argparse
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from matplotlib import pyplot as plt
+from tokenizers import Tokenizer
 from torch import Tensor
 
 import explorer
@@ -26,13 +28,14 @@ import pretrained
 from cli import InputError, Parser, output_folder, pick_device, run, warn, whole
 from decoding import generate
 from inference import encode, sound
-from transformer import Attentions, causal_mask
+from transformer import Attentions, Transformer, causal_mask
 
 plt.switch_backend("Agg")  # pictures become files; no screen is needed
 plt.rcParams["text.parse_math"] = False  # a "$" in a prompt is a "$"
 
 HERE = Path(__file__).parent
-FILES = "attention_heatmap.png", "decoder_self_attention.png", "attention_heads.png"
+PICTURES = "attention_heatmap.png", "decoder_self_attention.png", "attention_heads.png"
+PAGE = "attention.html"
 COLOURS = "cividis"  # even in lightness, and the same to a colour-blind reader
 
 
@@ -142,62 +145,90 @@ def boxes_counted() -> Iterator[None]:
         warn(f"the font lacks {len(missing)} of the characters; they are drawn as boxes")
 
 
+@dataclass
+class Attended:
+    """What a generated text attends to. Words: asked (S), those of the prompt, generated (T), and read (T),
+    the start and the words before the last. Weights: cross (L, H, T, S), decoder (L, H, T, T) and encoder
+    (L, H, S, S), or None where it was not asked for. probabilities (T, V) of the next token."""
+
+    asked: list[str]
+    generated: list[str]
+    read: list[str]
+    cross: Tensor
+    decoder: Tensor
+    encoder: Tensor | None
+    probabilities: Tensor
+
+
 @torch.inference_mode()
-def main() -> None:
-    args = parse_args()
-    device = pick_device(args.device)
-    model, tokenizer = pretrained.load(args.model, device)
-    source = torch.tensor(encode([args.prompt], ["the prompt"], model, tokenizer), device=device)
+def attend(model: Transformer, tokenizer: Tokenizer, prompt: str, encoder: bool) -> Attended:
+    """Generate from a prompt, greedily, and look at all attention of doing so; at the encoder's too where
+    that is asked for. Raises InputError where all three have more weights than a page can hold."""
+    device = model.output_bias.device
+    source = torch.tensor(encode([prompt], ["the prompt"], model, tokenizer), device=device)
     output = sound(generate(model, source, model.config.max_length))[0][0].ids
     output = [*output, model.config.eos_id][: model.config.max_length]
     target = torch.tensor([[model.config.pad_id, *output[:-1]]], device=device)  # what the decoder reads
-    if args.html:
+    if encoder:
         explorer.check_size(model.config, source.size(1), target.size(1))
     attentions = Attentions()
-    memory, weights = model.encode(source, need_weights=args.html)
+    memory, weights = model.encode(source, need_weights=encoder)
     logits = model.decode(target, model.cache(source, memory), attentions)[0].float()  # (T, V)
-    cross = torch.stack(attentions.cross)[:, 0].cpu()  # (L, H, T, S)
-    causal = torch.stack(attentions.decoder)[:, 0].cpu()  # (L, H, T, T)
-    chosen, name = choose(cross, args.layer, args.head)
-    output_folder(args.output)
-
-    asked = [explorer.label(tokenizer, token) for token in source[0].tolist()]
+    logits[:, model.config.pad_id] = -torch.inf  # never generated
     generated = [explorer.label(tokenizer, token) for token in output]
-    read = ["start", *generated[:-1]]
+    return Attended(
+        asked=[explorer.label(tokenizer, token) for token in source[0].tolist()],
+        generated=generated,
+        read=["start", *generated[:-1]],
+        cross=torch.stack(attentions.cross)[:, 0].cpu(),
+        decoder=torch.stack(attentions.decoder)[:, 0].cpu(),
+        encoder=torch.stack(weights)[:, 0].cpu() if encoder else None,
+        probabilities=logits.softmax(dim=-1).cpu(),
+    )
 
-    if args.html:
-        kinds = {
-            "cross": (cross, generated, asked),
-            "decoder": (causal, generated, read),
-            "encoder": (torch.stack(weights)[:, 0].cpu(), asked, asked),
-        }
-        shown = {
-            kind: explorer.attention(maps := explorer.with_means(layers), entropy(maps), rows, columns, kind)
-            for kind, (layers, rows, columns) in kinds.items()
-        }
-        logits[:, model.config.pad_id] = -torch.inf  # never generated
-        next_words = explorer.likeliest(logits.softmax(dim=-1).cpu(), tokenizer)
-        page = explorer.page(args.prompt, shown, next_words, args.layer, args.head)
-        (args.output / "attention.html").write_text(page, encoding="utf-8", newline="\n")
-        print(args.output / "attention.html")
-        return
 
+def write_page(found: Attended, args: argparse.Namespace, tokenizer: Tokenizer) -> None:
+    """The page to explore every head in."""
+    kinds = {
+        "cross": (found.cross, found.generated, found.asked),
+        "decoder": (found.decoder, found.generated, found.read),
+        "encoder": (found.encoder, found.asked, found.asked),
+    }
+    shown = {
+        kind: explorer.attention(maps := explorer.with_means(layers), entropy(maps), rows, columns, kind)
+        for kind, (layers, rows, columns) in kinds.items()
+    }
+    next_words = explorer.likeliest(found.probabilities, tokenizer)
+    page = explorer.page(args.prompt, shown, next_words, args.layer, args.head)
+    (args.output / PAGE).write_text(page, encoding="utf-8", newline="\n")
+
+
+def draw_pictures(found: Attended, args: argparse.Namespace) -> None:
+    """The three pictures, of the layer and head asked for or of the mean."""
     title = args.prompt if len(args.prompt) <= 70 else args.prompt[:69] + "…"
-    asked, generated, read = map(shortened, (asked, generated, read))
+    asked, generated, read = map(shortened, (found.asked, found.generated, found.read))
+    cross, name = choose(found.cross, args.layer, args.head)
+    decoder, _ = choose(found.decoder, args.layer, args.head)
+    decoder = decoder.masked_fill(~causal_mask(len(read))[0, 0], torch.nan)
+    paths = [args.output / file for file in PICTURES]
     with boxes_counted():
-        draw_map(chosen, generated, asked, f"cross-attention: {title}\n{name}", args.output / FILES[0])
-        chosen, name = choose(causal, args.layer, args.head)
-        seen = causal_mask(len(read))[0, 0]
-        draw_map(
-            chosen.masked_fill(~seen, torch.nan),
-            generated,
-            read,
-            f"decoder self-attention: {title}\n{name}",
-            args.output / FILES[1],
-        )
+        draw_map(cross, generated, asked, f"cross-attention: {title}\n{name}", paths[0])
+        draw_map(decoder, generated, read, f"decoder self-attention: {title}\n{name}", paths[1])
         heading = f"cross-attention: {title}\nentropy of each head, mean over the generated words"
-        draw_heads(cross, generated, asked, heading, args.output / FILES[2])
-    for file in FILES:
+        draw_heads(found.cross, generated, asked, heading, paths[2])
+
+
+def main() -> None:
+    args = parse_args()
+    model, tokenizer = pretrained.load(args.model, pick_device(args.device))
+    found = attend(model, tokenizer, args.prompt, encoder=args.html)
+    choose(found.cross, args.layer, args.head)  # refuses a wrong --layer or --head before anything is written
+    output_folder(args.output)
+    if args.html:
+        write_page(found, args, tokenizer)
+    else:
+        draw_pictures(found, args)
+    for file in [PAGE] if args.html else PICTURES:
         print(args.output / file)
 
 
