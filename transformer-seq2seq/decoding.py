@@ -10,13 +10,14 @@ that may be generated.
 
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from transformer import Transformer, TransformerConfig
+from transformer import Transformer
 
 # (log-probabilities of the next token (B, n, V), summed log-probabilities so far (B, n))
 # -> the candidates to go on with, best first: their sums, the beams they extend, their tokens (B, c) each
@@ -162,31 +163,44 @@ def generate_all(
     pick: Pick = likeliest,
 ) -> list[list[Hypothesis]]:
     """What generate gives for any number of sources, each ending in </s>, in their order. Those of like
-    length are decoded together, batch_size at a time."""
+    length are decoded together, batch_size at a time; batches_at_once says how many such batches at once."""
     order = sorted(range(len(sources)), key=lambda i: len(sources[i]), reverse=True)
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+    def decode(rows: list[int]) -> list[list[Hypothesis]]:
+        source = torch.full((len(rows), len(sources[rows[0]])), model.config.pad_id)
+        for row, i in enumerate(rows):
+            source[row, : len(sources[i])] = torch.tensor(sources[i])
+        source = source.to(model.output_bias.device)
+        return generate(model, source, max_length, beam, length_penalty, pick)
+
     results: list[list[Hypothesis]] = [[] for _ in sources]
-    with threads_for(model.config):
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            source = torch.full((len(rows), len(sources[rows[0]])), model.config.pad_id)
-            for row, i in enumerate(rows):
-                source[row, : len(sources[i])] = torch.tensor(sources[i])
-            source = source.to(model.output_bias.device)
-            found = generate(model, source, max_length, beam, length_penalty, pick)
-            for i, hypotheses in zip(rows, found, strict=True):
-                results[i] = hypotheses
+    with batches_at_once(model, batch_size * beam, pick) as count:
+        workers = ThreadPoolExecutor(count)
+        try:
+            for rows, found in zip(batches, workers.map(decode, batches), strict=True):
+                for i, hypotheses in zip(rows, found, strict=True):
+                    results[i] = hypotheses
+        finally:  # also when interrupted, without beginning another batch
+            workers.shutdown(cancel_futures=True)
     return results
 
 
 @contextmanager
-def threads_for(config: TransformerConfig) -> Iterator[None]:
-    """One thread on the CPU for a narrow model: the products of a step are so small that several threads wait
-    for each other longer than they work."""
+def batches_at_once(model: Transformer, rows: int, pick: Pick) -> Iterator[int]:
+    """How many batches of so many rows to decode side by side. Within it PyTorch uses one thread for each.
+
+    On a CPU the products of a narrow model's step are so small that several threads wait for each other
+    longer than they work: each core has a batch of its own instead, unless its rows are so few that Python,
+    which runs one thread at a time, takes most of the time, or tokens are drawn, whose order a seed fixes.
+    """
     threads = torch.get_num_threads()
-    if config.d_model < 256:
-        torch.set_num_threads(1)
+    if model.config.d_model >= 256 or model.output_bias.device.type != "cpu":
+        yield 1
+        return
+    torch.set_num_threads(1)
     try:
-        yield
+        yield threads if rows >= 8 and pick is likeliest else 1
     finally:
         torch.set_num_threads(threads)
 

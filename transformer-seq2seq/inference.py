@@ -68,7 +68,7 @@ def parse_args() -> argparse.Namespace:
     )
     add("--seed", type=whole(0), default=0, help="of the sampling (default: %(default)s)")
     add("--max-length", type=whole(1, 100_000), help="tokens an output, </s> included (default: the model's)")
-    add("--batch-size", type=whole(1, 100_000), default=64, help="prompts at a time (default: %(default)s)")
+    add("--batch-size", type=whole(1, 100_000), default=64, help="prompts decoded together (default: %(default)s)")
     add("--input", type=Path, metavar="FILE", help="prompts, a line each; one output line for each")
     add("--output", type=Path, metavar="FILE", help="where to write (default: standard output)")
     add("--references", type=Path, metavar="FILE", help="a reference a line: prints BLEU and chrF to stderr")

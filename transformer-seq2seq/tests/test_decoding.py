@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSeq2SeqLM
 
 import pretrained
-from decoding import Sampler, generate, generate_all, largest, threads_for
+from cli import InputError
+from decoding import Sampler, batches_at_once, generate, generate_all, largest, likeliest
 from pairs import train_tokenizer
-from transformer import TransformerConfig
+from transformer import Transformer, TransformerConfig
 
 few = settings(max_examples=25, deadline=None, database=None, derandomize=True)
 EOS = 0
@@ -303,9 +305,47 @@ def test_the_largest_are_topks(rows, size, k, block, seed, levels):
     assert all(len(set(row)) == k for row in indices.tolist())
 
 
-def test_narrow_models_decode_on_one_thread_and_leave_the_others_as_they_were():
-    threads = torch.get_num_threads()
-    for d_model, during in ((128, 1), (256, threads)):
-        with threads_for(TransformerConfig(10, 9, d_model=d_model)):
-            assert torch.get_num_threads() == during
-        assert torch.get_num_threads() == threads
+@pytest.mark.parametrize(
+    ("d_model", "rows", "pick", "at_once", "threads_each"),
+    [
+        (128, 64, likeliest, 3, 1),
+        (128, 7, likeliest, 1, 1),
+        (128, 64, Sampler(torch.Generator()), 1, 1),
+        (256, 64, likeliest, 1, 3),
+    ],
+    ids=["narrow", "few rows", "drawn", "wide"],
+)
+def test_cores_take_a_batch_each_or_share_one(d_model, rows, pick, at_once, threads_each):
+    model = Transformer(TransformerConfig(10, 9, d_model=d_model))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with batches_at_once(model, rows, pick) as count:
+            assert (count, torch.get_num_threads()) == (at_once, threads_each)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_batches_decoded_side_by_side_give_what_one_after_the_other_gives(make_model, monkeypatch):
+    model, rows = make_model(9), prompts(9, 100, longest=8)
+    found = {}
+    for count in (1, 4):
+        monkeypatch.setattr("decoding.batches_at_once", lambda *_, count=count: nullcontext(count))
+        found[count] = generate_all(model, rows, 8, batch_size=8, beam=2)
+    assert [[(h.ids, pytest.approx(h.score)) for h in of] for of in found[1]] == [
+        [(h.ids, h.score) for h in of] for of in found[4]
+    ]
+
+
+def test_an_error_in_one_batch_ends_them_all(make_model, monkeypatch):
+    begun = []
+
+    def fail(model, source, *_):
+        begun.append(len(source))
+        raise InputError("no more")
+
+    monkeypatch.setattr("decoding.generate", fail)
+    with pytest.raises(InputError, match="no more"):
+        generate_all(make_model(9), prompts(9, 1000, longest=8), 8, batch_size=8)
+    assert len(begun) < 100
