@@ -300,14 +300,14 @@ def main() -> None:
     jobs = [Job(name, seed, args.epochs, device.type) for seed in range(args.seeds) for name in names]
     args.output.mkdir(parents=True, exist_ok=True)
     path = args.output / "ablations.jsonl"
-    results = read_results(path, jobs) if args.resume else []
+    results, others = read_results(path, jobs) if args.resume else ([], [])
     path.touch()  # what cannot be written to is found now, not after the first run
     finished = {(result["name"], result["seed"]) for result in results}
     missing = [job for job in jobs if (job.name, job.seed) not in finished]
     with tqdm(total=args.epochs * len(missing), unit="epoch", dynamic_ncols=True) as bar:
         for result in side_by_side(experiment, missing, torch.get_num_threads(), bar.update):
             results = sorted([*results, result], key=lambda r: (names.index(r["name"]), r["seed"]))
-            write_results(results, path)
+            write_results([*others, *results], path)
             shown = ", ".join(f"{head} {result[key]:{form}}" for key, (head, form) in MEASURES.items())
             bar.write(f"{result['name']}, seed {result['seed']}: {shown}")
     if results:

@@ -305,7 +305,7 @@ def main() -> None:
         row = f"{name:34}{rate:10,.0f}{medians[first] / rate:8.1f}{products / rate:17.2f}"
         print(f"{row}{peak_of(name):10,.0f}", flush=True)
     print(
-        "\ntokens/s: target tokens, padding not counted; ratio: the first line's tokens/s over these; of\n"
+        "\ntokens/s: tokens, padding not counted; ratio: the first line's tokens/s over these; of\n"
         "the products: a token's time over that of the fp32 matrix products that a step of ours consists of."
     )
 

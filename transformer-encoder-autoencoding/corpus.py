@@ -161,7 +161,8 @@ def tokenize(text: Text, tokenizer: Tokenizer, max_length: int, store: Store) ->
     """
     with store.fill() as (folder, notes):
         unlearnable = 0
-        with Writer(folder, "windows", tokenizer.get_vocab_size()) as writer:
+        highest = max(tokenizer.get_vocab().values())  # not their number: some vocabularies have gaps
+        with Writer(folder, "windows", highest + 1) as writer:
             for ids, lengths, left_out in windows(text.read("tokenizing"), tokenizer, max_length):
                 writer.append(ids, lengths)
                 unlearnable += left_out

@@ -59,9 +59,11 @@ def read_clozes(text_file: Path) -> list[Cloze]:
         lines = lines[1:]
     for number, line in lines:
         place, columns = f"{path}, line {number}", line.split("\t")
-        if len(columns) != 3 or columns[1] not in re.findall(WORD, columns[0]):
+        if len(columns) != 3 or re.findall(WORD, columns[0]).count(columns[1]) != 1:
             hint = f" (or, as a header, {', '.join(HEADER)})" if number == 1 else ""
-            raise InputError(f"{place}: needs a sentence, a word of it, and a kind, tab-separated{hint}")
+            raise InputError(
+                f"{place}: needs a sentence, a word that it has once, and a kind, tab-separated{hint}"
+            )
         clozes.append(Cloze(*columns, place))
     return clozes
 
@@ -209,13 +211,13 @@ def report(
 
 
 def unigram_loss(corpus: Corpus, held_out: Corpus, vocab_size: int) -> float:
-    """The loss (nats a token) of predicting every held-out token from its frequency in training alone: the
-    plateau on which masked language models can get stuck. Counts start at one."""
+    """The loss (nats a token) of predicting what may be hidden of the held-out text from its frequency in
+    training alone: the plateau on which masked language models can get stuck. Counts start at one."""
     counts = np.ones(vocab_size)
     for start in range(0, len(corpus.ids), 2**20):
         counts += np.bincount(corpus.ids[start : start + 2**20], minlength=vocab_size)
         corpus.release()
-    special = [corpus.special.cls, corpus.special.sep]
+    special = list(vars(corpus.special).values())  # which are never hidden
     counts[special] = 0
     ids = held_out.ids[~np.isin(held_out.ids, special)]
     return float(-np.log(counts[ids] / counts.sum()).mean())

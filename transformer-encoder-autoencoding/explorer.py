@@ -40,7 +40,7 @@ def with_means(weights: Tensor) -> Tensor:
 def label(tokenizer: Tokenizer, token: int) -> str:
     """One token as it reads in a sentence; as it stands in the vocabulary where it is no whole character."""
     word = to_word(tokenizer, token)
-    return tokenizer.id_to_token(token) if not word or "\ufffd" in word else word
+    return (tokenizer.id_to_token(token) or "?") if not word or "\ufffd" in word else word
 
 
 def packed(weights: Tensor) -> str:

@@ -29,7 +29,7 @@ from reading import numbered_lines
 
 HERE = Path(__file__).parent
 TOP_K = 5
-CHUNK = 512  # sentences read and held at a time
+CHUNK, SCORED = 512, 64  # sentences read and held at a time, to fill and to score
 BATCH_TOKENS = 4096  # that the model is given at a time, padding included
 
 
@@ -179,8 +179,9 @@ def fill(
         positions = [i for i, token in enumerate(encoding.ids) if token == special.mask]
         questions.append(Question(encoding.ids, positions))
     results: list[dict] = [{} for _ in sentences]
+    known = 1 + max(tokenizer.get_vocab().values())  # a model may have room for more
     for i, log_probs in ask(questions, model, special, device):
-        best = log_probs.exp().topk(min(top_k, model.config.vocab_size))  # (N, k)
+        best = log_probs[:, :known].exp().topk(min(top_k, known))  # (N, k)
         masks = [
             [{"token": to_word(tokenizer, t), "probability": p} for t, p in zip(tokens, probs, strict=True)]
             for tokens, probs in zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -200,9 +201,14 @@ def score(
 
     Returns for each sentence {"input": the sentence, "pseudo_perplexity": float,
     "tokens": [{"token": str, "surprisal": -log p in nats}, ...]}.
+    Raises Mistake where one holds a [MASK].
     """
     special = SpecialIds.of(tokenizer)
     encodings = encode(sentences, model, tokenizer)
+    for i, encoding in enumerate(encodings):
+        if special.mask in encoding.ids:
+            reason = f"holds {MASK}, which is no word to score; leave out --score to fill it"
+            raise Mistake(i, sentences[i], reason)
     questions, asked = [], []
     for i, encoding in enumerate(encodings):
         for question in hide_each(encoding.ids, special):
@@ -248,13 +254,13 @@ def typed() -> Iterator[str]:
         yield sentence
 
 
-def chunks(sentences: Iterable[Sentence]) -> Iterator[list[Sentence]]:
-    """Lists of CHUNK sentences; where one cannot be read, those before it come first."""
+def chunks(sentences: Iterable[Sentence], size: int) -> Iterator[list[Sentence]]:
+    """Lists of so many sentences; where one cannot be read, those before it come first."""
     chunk = []
     try:
         for sentence in sentences:
             chunk.append(sentence)
-            if len(chunk) == CHUNK:
+            if len(chunk) == size:
                 yield chunk
                 chunk = []
     except InputError:
@@ -300,7 +306,7 @@ def main() -> None:
         lines = numbered_lines(sys.stdin.buffer, "standard input")
         sentences = (Sentence(text, f"standard input, line {number}") for number, text in lines)
     answered = 0
-    for chunk in chunks(sentences):
+    for chunk in chunks(sentences, SCORED if args.score else CHUNK):
         answer(chunk)
         answered += len(chunk)
     if not answered:

@@ -181,6 +181,7 @@ def save(directory: Path, model: MaskedLanguageModel, tokenizer: Tokenizer) -> N
         shutil.copymode(folder / "config.json", folder / "model.safetensors")  # else for its owner alone
         for file in sorted(folder.iterdir()):
             os.replace(file, directory / file.name)
+    (directory / "model.safetensors.index.json").unlink(missing_ok=True)  # of shards that were there before
 
 
 class Undrawn(TorchFunctionMode):

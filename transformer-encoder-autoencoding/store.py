@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from cli import InputError
+
 BLOCK = 2**17  # so many sequences are shuffled together, sorted by length and grouped into batches
 # A block has so many neighbours from each of 16 places of the corpus. More places would mix better, but the
 # operating system may map 2 MB of every file around each, and count that as memory used.
@@ -136,7 +138,15 @@ class Store:
     @contextmanager
     def fill(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """A folder to write into, and a dict to note in what read() should give. Where the body fails,
-        nothing is left of either, and what was in place before stays."""
+        nothing is left of either, and what was in place before stays.
+
+        Raises InputError where a folder of that name is there which no Store has written.
+        """
+        if self.folder.exists() and not (self.folder / "meta.json").is_file():
+            raise InputError(
+                f"{self.folder}: is needed for the text as token ids, but something else is there; move it "
+                "away, or name another --output"
+            )
         part = self.folder.with_name(f"{self.folder.name}.part")
         new = [folder for folder in part.parents if not folder.exists()]
         notes: dict[str, Any] = {}

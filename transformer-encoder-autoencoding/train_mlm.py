@@ -56,7 +56,11 @@ def parse_args(flags: list[str] | None = None) -> argparse.Namespace:
     add("--held-out", type=Path, metavar="FILE", help="text to evaluate on (default: one sentence in 20)")
     add("--init", type=Path, metavar="DIR", help="go on with this BERT's weights, sizes and tokenizer")
     add("--tokenizer", choices=list(VOCAB_SIZE), default="word", help="what a token is")
-    add("--vocab-size", type=whole(300, 1_000_000), help=f"at most so many tokens (default: {VOCAB_SIZE})")
+    add(
+        "--vocab-size",
+        type=whole(300, 1_000_000),
+        help="at most so many tokens (default: 30,000 words, 8,000 subwords)",
+    )
     add("--d-model", type=whole(1, 65_536), default=size["d_model"], help="width")
     add("--n-layers", type=whole(1, 1_000), default=size["n_layers"], help="layers")
     add("--n-heads", type=whole(1, 65_536), default=size["n_heads"], help="attention heads a layer")
@@ -85,7 +89,7 @@ def parse_args(flags: list[str] | None = None) -> argparse.Namespace:
     add("--precision", choices=["fp32", "bf16"], help="of the matrix products (default: fastest)")
     add("--seed", type=whole(0), default=0, help="of weights, order, masks and dropout")
     add("--resume", action="store_true", help="go on from the checkpoint in --output")
-    add("--output", type=Path, default=HERE / "results", metavar="DIR", help="where to write")
+    add("--output", type=Path, default=HERE / "results", metavar="DIR", help="default: results/")
     args = parser.parse_args(flags)
     if args.d_model % args.n_heads:
         parser.error(f"--d-model {args.d_model} is not a multiple of --n-heads {args.n_heads}")
@@ -179,17 +183,19 @@ def main() -> None:
             f"{state.text.sentences:,} sentences to train on, {len(state.text.held_out):,} held out; "
             f"vocabulary of {tokenizer.get_vocab_size():,}; {n_parameters:,} parameters on {team}"
         )
-    interrupted = state.train(Interrupt())
+    interrupt = Interrupt()
+    interrupted = state.train(interrupt)
     team.leave()
     if not team.leads:
         return
     if not state.progress.step:
-        raise KeyboardInterrupt("interrupted before the first step; nothing was written")
+        raise KeyboardInterrupt("interrupted before the first step; no model was written")
     if state.kept is None:
         state.evaluate()
     state.model.load_state_dict(state.kept)
     pretrained.save(args.output / "model", state.model, tokenizer)
-    if interrupted:
+    interrupt.release()
+    if interrupted or interrupt.asked:
         raise KeyboardInterrupt(
             f"interrupted; the model so far is in {args.output / 'model'}, --resume goes on"
         )
@@ -205,6 +211,8 @@ def main() -> None:
             for name in ("train_loss", "held_out_loss", "held_out_accuracy")
         },
     }
+    aside = set(state.text.held_out)
+    recall_tests = [cloze for cloze in recall_tests if cloze.sentence not in aside]
     evaluation.report(state.model, tokenizer, state.text, recall_tests, held_out_tests, figures, args.output)
     evaluation.draw_curve(progress.curve, args.output / "loss_curve.png")
     unigram = evaluation.unigram_loss(state.corpus, state.held_out, state.model.config.vocab_size)

@@ -33,10 +33,11 @@ def one_line(text: str) -> str:
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps a description's lines as they are, and names a flag's default where it has one."""
+    """Keeps a description's lines as they are, and names a flag's default where its help does not."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        told = action.default is None or action.default is False or "default" in (action.help or "")
+        return action.help if told else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
@@ -129,13 +130,17 @@ class Interrupt:
 
     def __init__(self):
         self.asked = False
-        for kind in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(kind, self)
+        self.before = {kind: signal.signal(kind, self) for kind in (signal.SIGINT, signal.SIGTERM)}
 
     def __call__(self, *_):
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+
+    def release(self) -> None:
+        """Let both stop at once again, where there is no loop any more that asks."""
+        for kind, handler in self.before.items():
+            signal.signal(kind, handler)
 
 
 def warn(message: str) -> None:

@@ -42,33 +42,38 @@ def parse_args() -> argparse.Namespace:
         "--beam",
         type=whole(1, 1000),
         default=1,
-        help="beam width; 1 is greedy decoding (default: %(default)s)",
+        help="beam width; 1 is greedy decoding",
     )
     add(
         "--length-penalty",
         type=real(-10, 10),
         default=1.0,
         metavar="A",
-        help="rank by log p / length^A (default: 1)",
+        help="rank by log p / length^A",
     )
-    add("--n-best", type=whole(1, 1000), default=1, help="so many outputs a prompt (default: %(default)s)")
+    add("--n-best", type=whole(1, 1000), default=1, help="so many outputs a prompt")
     add("--sample", action="store_true", help="draw the tokens at random instead")
     add(
         "--temperature",
         type=real(1e-3, 1e3),
         default=1.0,
-        help="above 1 flatter, below 1 sharper (default: 1)",
+        help="above 1 flatter, below 1 sharper",
     )
-    add("--top-k", type=whole(0), default=0, help="draw from the k likeliest tokens alone (default: 0, all)")
+    add("--top-k", type=whole(0), default=0, help="draw from the k likeliest tokens alone; 0: from all")
     add(
         "--top-p",
         type=real(1e-6, 1),
         default=1.0,
-        help="draw from the likeliest that add up to p (default: 1)",
+        help="draw from the likeliest that add up to p",
     )
-    add("--seed", type=whole(0), default=0, help="of the sampling (default: %(default)s)")
+    add("--seed", type=whole(0), default=0, help="of the sampling")
     add("--max-length", type=whole(1, 100_000), help="tokens an output, </s> included (default: the model's)")
-    add("--batch-size", type=whole(1, 100_000), default=64, help="prompts decoded together (default: %(default)s)")
+    add(
+        "--batch-size",
+        type=whole(1, 100_000),
+        default=64,
+        help="prompts decoded together",
+    )
     add("--input", type=Path, metavar="FILE", help="prompts, a line each; one output line for each")
     add("--output", type=Path, metavar="FILE", help="where to write (default: standard output)")
     add("--references", type=Path, metavar="FILE", help="a reference a line: prints BLEU and chrF to stderr")
@@ -190,8 +195,8 @@ def converse(model: Transformer, tokenizer: Tokenizer, args: argparse.Namespace)
         except InputError as error:
             print(one_line(str(error)), file=sys.stderr)
             continue
-        for hypothesis in hypotheses:
-            print(to_text(tokenizer, hypothesis.ids))
+        texts = [to_text(tokenizer, hypothesis.ids) for hypothesis in hypotheses]
+        show(prompt, texts, hypotheses, args, sys.stdout)
 
 
 def filter_lines(
@@ -266,9 +271,16 @@ def main() -> None:
             references = list(decode_lines(stream, str(args.references)))
     stream = open_text(args.input) if args.input else sys.stdin.buffer
     model, tokenizer = pretrained.load(args.model, device)
-    if not args.prompts and not args.input and sys.stdin.isatty():
+    if not args.prompts and not args.input and not args.output and sys.stdin.isatty():
         return converse(model, tokenizer, args)
 
+    name = str(args.input or "standard input")
+    lines = decode_lines(stream, name)
+    if references is not None:  # which are held in memory as well
+        prompts = list(lines)
+        if len(references) != len(prompts):
+            raise InputError(f"{args.references}: has {len(references)} lines, {name} has {len(prompts)}")
+        lines = iter(prompts)
     with output_to(args.output) as out:
         if args.prompts:
             ids = encode(
@@ -277,10 +289,7 @@ def main() -> None:
             for prompt, hypotheses in zip(args.prompts, decoder(model, args)(ids), strict=True):
                 show(prompt, [to_text(tokenizer, h.ids) for h in hypotheses], hypotheses, args, out)
             return
-        name = str(args.input or "standard input")
-        best = filter_lines(decode_lines(stream, name), name, model, tokenizer, args, out)
-        if references is not None and len(references) != len(best):
-            raise InputError(f"{args.references}: has {len(references)} lines, {name} has {len(best)}")
+        best = filter_lines(lines, name, model, tokenizer, args, out)
     if references is not None:
         from evaluation import bleu_and_chrf
 

@@ -12,6 +12,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import compress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -83,8 +84,9 @@ def write_results(results: list[dict], path: Path) -> None:
     part.replace(path)
 
 
-def read_results(path: Path, jobs: list) -> list[dict]:
-    """The results of these jobs, which begin with the fields of the job, that are in the file already.
+def read_results(path: Path, jobs: list) -> tuple[list[dict], list[dict]]:
+    """Of the results in the file, which begin with the fields of their job, those of these jobs, and the
+    others.
 
     Raises InputError where there is no such file, or a damaged one.
     """
@@ -93,7 +95,8 @@ def read_results(path: Path, jobs: list) -> list[dict]:
     try:
         results = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         wanted = [vars(job) for job in jobs]
-        return [result for result in results if {name: result[name] for name in wanted[0]} in wanted]
+        asked = [{name: result[name] for name in wanted[0]} in wanted for result in results]
+        return list(compress(results, asked)), [r for r, mine in zip(results, asked, strict=True) if not mine]
     except (ValueError, TypeError, KeyError):
         raise InputError(f"{path}: is damaged; run without --resume") from None
 

@@ -74,7 +74,7 @@ def to_text(tokenizer: Tokenizer, ids: list[int]) -> str:
     """Token ids, without start and </s>, as one line of text; a token outside the vocabulary reads <unk>,
     and control characters, which a terminal would obey, are replaced."""
     text = tokenizer.decode(ids, skip_special_tokens=False)
-    text = re.sub(r"\s+", " ", re.sub(rf"(?<=\w){UNK}", f" {UNK}", text)).strip()
+    text = re.sub(r"\s+", " ", re.sub(rf"(?<=[\w>]){UNK}", f" {UNK}", text)).strip()
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\ufffd", text)
 
 
@@ -101,7 +101,7 @@ class PairCorpus:
     @classmethod
     def of(cls, pairs: Iterable[Pair], tokenizer: Tokenizer, max_length: int) -> "PairCorpus":
         """Tokenize pairs in memory. Raises InputError where none is short enough."""
-        pieces = list(encoded(pairs, tokenizer, max_length))
+        pieces = [sides for _, sides in encoded(pairs, tokenizer, max_length)]
         if not any(len(lengths) for (_, lengths), _ in pieces):
             raise InputError(too_long(max_length))
         sides = (Sequences(*gathered(side)) for side in zip(*pieces, strict=True))
@@ -136,9 +136,9 @@ def too_long(max_length: int) -> str:
 
 def encoded(
     pairs: Iterable[Pair], tokenizer: Tokenizer, max_length: int
-) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
-    """Pairs as token ids, some at a time: for either side the ids of all, one behind the other, and how many
-    each has. Pairs with a side of more than max_length tokens are left out."""
+) -> Iterator[tuple[list[Pair], list[tuple[np.ndarray, np.ndarray]]]]:
+    """Pairs as token ids, some at a time: the pairs, and for either side the ids of all, one behind the
+    other, and how many each has. Pairs with a side of more than max_length tokens are left out."""
     pairs = iter(pairs)
     encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
     encode_targets = getattr(tokenizer, "encode_targets", encode)
@@ -147,10 +147,21 @@ def encoded(
         rows = [[e.ids for e in encode(texts[0])], [e.ids for e in encode_targets(texts[1])]]
         short = [max(map(len, both)) <= max_length for both in zip(*rows, strict=True)]
         sides = [list(compress(side, short)) for side in rows]
-        yield [
-            (np.fromiter(chain.from_iterable(side), np.int64), np.array(list(map(len, side)), dtype=np.int64))
-            for side in sides
-        ]
+        yield (
+            list(compress(chunk, short)),
+            [
+                (
+                    np.fromiter(chain.from_iterable(side), np.int64),
+                    np.array(list(map(len, side)), dtype=np.int64),
+                )
+                for side in sides
+            ],
+        )
+
+
+def short_enough(pairs: Iterable[Pair], tokenizer: Tokenizer, max_length: int) -> list[Pair]:
+    """The pairs of which neither side has more than max_length tokens."""
+    return [pair for kept, _ in encoded(pairs, tokenizer, max_length) for pair in kept]
 
 
 def tokenize(pairs: Pairs, tokenizer: Tokenizer, max_length: int, store: Store) -> None:
@@ -158,13 +169,13 @@ def tokenize(pairs: Pairs, tokenizer: Tokenizer, max_length: int, store: Store) 
 
     Raises InputError where no pair is short enough.
     """
-    vocab_size = tokenizer.get_vocab_size()
+    vocab_size = 1 + max(tokenizer.get_vocab().values())  # not their number: some vocabularies have gaps
     with store.fill() as (folder, notes):
         with (
             Writer(folder, "source", vocab_size) as sources,
             Writer(folder, "target", vocab_size) as targets,
         ):
-            for source, target in encoded(pairs.read("tokenizing"), tokenizer, max_length):
+            for _, (source, target) in encoded(pairs.read("tokenizing"), tokenizer, max_length):
                 sources.append(*source)
                 targets.append(*target)
             if not len(sources):

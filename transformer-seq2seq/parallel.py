@@ -34,11 +34,19 @@ class Team:
 
     @classmethod
     def join(cls, device: torch.device) -> "Team":
-        """The team that torchrun has called together, or this process alone."""
+        """The team that torchrun has called together, or this process alone.
+
+        Raises InputError where there is no such device for this process.
+        """
         if "RANK" not in os.environ:
             return cls(device)
+        if device.type == "mps":
+            raise InputError("several processes cannot share an Apple GPU; take --device cpu")
         if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+            if number >= there:
+                raise InputError(f"more processes than GPUs; take --nproc-per-node {there}, or --device cpu")
+            device = torch.device("cuda", number)
             torch.cuda.set_device(device)
         patience = timedelta(days=7)  # for what the leader does first
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
@@ -81,7 +89,8 @@ class Team:
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise InputError(
-                f"another process of this run has ended ({reason}); --resume goes on from the last state"
+                f"another process of this run has ended ({reason}), and says why; once training has begun, "
+                "--resume goes on from the last state"
             ) from None
         return tensor
 

@@ -67,6 +67,7 @@ FIELDS = {
     "max_length": ["max_position_embeddings"],
     "activation": ["activation_function"],
 }
+MOST_POSITIONS = 2**26  # numbers in the table of positions, which is computed and stands in no file
 LARGEST = {  # of the others: 1,000,000
     **dict.fromkeys(["vocab_size", "pad_id", "eos_id"], 10_000_000),
     **dict.fromkeys(["n_encoder_layers", "n_decoder_layers"], 1_000),
@@ -283,6 +284,8 @@ def read_config(path: Path) -> TransformerConfig:
                 )
     if values["d_model"] % values["n_heads"]:
         raise InputError(f"{path}: d_model is not a multiple of encoder_attention_heads")
+    if values["max_length"] * values["d_model"] > MOST_POSITIONS:
+        raise InputError(f"{path}: max_position_embeddings is too large for d_model, which is not supported")
     if max(values["pad_id"], values["eos_id"]) >= values["vocab_size"]:
         raise InputError(f"{path}: pad_token_id or eos_token_id is not below vocab_size")
     return TransformerConfig(**values)

@@ -92,4 +92,7 @@ def refusal(part: Any, name: str) -> str:
         prefix = part.get("continuing_subword_prefix")
         if part.get("dropout") or part.get("end_of_word_suffix") or prefix not in (None, "", "##"):
             return "has dropout, a suffix, or a prefix other than ##, which is not supported"
+        longest = part.get("max_input_chars_per_word", 100)
+        if kind == "WordPiece" and not (type(longest) is int and 0 < longest <= 1000):
+            return f"takes words of {longest!r} characters, where at most 1,000 are supported"
     return ""

@@ -52,7 +52,11 @@ def parse_args(flags: list[str] | None = None) -> argparse.Namespace:
     add("--target-column", metavar="NAME", help="header or number (default: target, or the second)")
     add("--init", type=Path, metavar="DIR", help="go on with this MarianMT's weights, sizes and tokenizer")
     add("--tokenizer", choices=list(VOCAB_SIZE), default="word", help="what a token is")
-    add("--vocab-size", type=whole(300, 1_000_000), help=f"at most so many tokens (default: {VOCAB_SIZE})")
+    add(
+        "--vocab-size",
+        type=whole(300, 1_000_000),
+        help="at most so many tokens (default: 30,000 words, 8,000 subwords)",
+    )
     add("--d-model", type=whole(1, 65_536), default=size["d_model"], help="width")
     add("--n-layers", type=whole(1, 1_000), default=size["n_encoder_layers"], help="layers of each stack")
     add("--n-heads", type=whole(1, 65_536), default=size["n_heads"], help="attention heads a layer")
@@ -78,7 +82,7 @@ def parse_args(flags: list[str] | None = None) -> argparse.Namespace:
     add("--precision", choices=["fp32", "bf16"], help="of the matrix products (default: fastest)")
     add("--seed", type=whole(0), default=0, help="of weights, order and dropout")
     add("--resume", action="store_true", help="go on from the checkpoint in --output")
-    add("--output", type=Path, default=HERE, metavar="DIR", help="where to write")
+    add("--output", type=Path, default=HERE, metavar="DIR", help="default: this folder")
     args = parser.parse_args(flags)
     if args.d_model % args.n_heads:
         parser.error(f"--d-model {args.d_model} is not a multiple of --n-heads {args.n_heads}")
@@ -180,17 +184,19 @@ def main() -> None:
             f"{len(state.corpus):,} pairs to train on, {len(state.held_out):,} held out; "
             f"vocabulary of {tokenizer.get_vocab_size():,}; {n_parameters:,} parameters on {team}"
         )
-    interrupted = state.train(Interrupt())
+    interrupt = Interrupt()
+    interrupted = state.train(interrupt)
     team.leave()
     if not team.leads:
         return
     if not state.progress.step:
-        raise KeyboardInterrupt("interrupted before the first step; nothing was written")
+        raise KeyboardInterrupt("interrupted before the first step; no model was written")
     if state.kept is None:
         state.evaluate()
     state.model.load_state_dict(state.kept)
     pretrained.save(args.output / "model", state.model, tokenizer)
-    if interrupted:
+    interrupt.release()
+    if interrupted or interrupt.asked:
         raise KeyboardInterrupt(
             f"interrupted; the model so far is in {args.output / 'model'}, --resume goes on"
         )

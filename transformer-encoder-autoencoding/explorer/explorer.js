@@ -172,7 +172,9 @@ function buildWords(side) {
   data.words.forEach((word, index) => {
     const option = make("div", "word", "", { role: "option", tabindex: -1 });
     option.append(make("bdi", "", word, { title: word }), make("span", "figure"), make("span", "weight"));
-    option.addEventListener("focus", () => show({ chosen: { side, index }, pointed: null }));
+    for (const event of ["focus", "click"]) {
+      option.addEventListener(event, () => show({ chosen: { side, index }, pointed: null }));
+    }
     option.addEventListener("pointermove", () => point({ side, index })); // not "enter": scrolling is no pointing
     option.addEventListener("pointerleave", () => point(null));
     sides[side].push(option);

@@ -210,6 +210,24 @@ def test_a_bert_of_hugging_faces_gives_the_same_ids_and_logits(tmp_path, lowerca
     assert_same_logits(ours, theirs, tokenizer)
 
 
+def test_a_saved_model_replaces_one_in_shards(tmp_path, tiny, tokenizer):
+    save_theirs(tmp_path, shards=True)
+    pretrained.save(tmp_path, tiny, tokenizer)
+    for name, tensor in pretrained.load(tmp_path, CPU)[0].state_dict().items():
+        assert torch.equal(tensor, tiny.state_dict()[name])
+
+
+@pytest.mark.parametrize("longest", [10**9, 0, "a", None, 100.5])
+def test_a_tokenizer_that_would_take_hours_over_a_word_is_refused(tmp_path, longest):
+    save_theirs(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert content["model"]["type"] == "WordPiece"
+    content["model"]["max_input_chars_per_word"] = longest
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"takes words of .* characters, where at most 1,000 are"):
+        pretrained.load(tmp_path, CPU)
+
+
 VARIANTS = {
     "untied decoder": {"tie_word_embeddings": False},
     "with pooler and next-sentence head": {"kind": BertForPreTraining},

@@ -155,24 +155,31 @@ def test_baseline_counts_no_more_sentences_than_it_says(monkeypatch):
     assert guess(["a x b", "a x b", *["a y b"] * 3], "a what b") == "x"
 
 
+@pytest.mark.parametrize("key", ["Rome", "Paris", ""])
+def test_a_key_word_stands_in_its_sentence_once(tmp_path, key):
+    (tmp_path / "text.cloze.tsv").write_text(f"Paris is Paris\t{key}\tkind\n", encoding="utf-8")
+    with pytest.raises(InputError, match="line 1: needs a sentence, a word that it has once, and a kind"):
+        read_clozes(tmp_path / "text.txt")
+
+
 def test_accuracy_is_the_share_of_right_answers_of_each_kind():
     clozes = [cloze("a b", "a", kind) for kind in "xxxyx"]
     assert accuracy(clozes, ["a", "b", "a", "b", "a"]) == {"x": 0.75, "y": 0.0}
 
 
 def test_unigram_loss_is_that_of_the_frequencies_in_training(tokenizer):
-    """Over the tokens that are not special, every token of the vocabulary counted once more than seen."""
-    training = Corpus.of(["the cat", "the dog chases the cat"], tokenizer, 24)
-    held_out = Corpus.of(["the mouse chases", "cat"], tokenizer, 24)
+    """Over the tokens that may be hidden, every one of the vocabulary counted once more than seen."""
+    training = Corpus.of(["the cat", "the dog chases the cat zebu zebu"], tokenizer, 24)  # unknown: zebu
+    held_out = Corpus.of(["the mouse chases", "cat zebu"], tokenizer, 24)
     size = tokenizer.get_vocab_size()
-    total = 7 + size - 2  # [CLS] and [SEP] are never predicted
+    total = 7 + size - 5  # the special tokens are never predicted
     shares = [4 / total, 1 / total, 2 / total, 3 / total]  # the, mouse, chases, cat
     expected = -sum(math.log(share) for share in shares) / 4
     assert unigram_loss(training, held_out, size) == pytest.approx(expected)
     uniform = Corpus.of(
         [" ".join(np.random.default_rng(0).permutation(["cat", "dog", "the", "a"]))], tokenizer, 24
     )
-    assert unigram_loss(uniform, uniform, size) == pytest.approx(math.log((size - 2 + 4) / 2))
+    assert unigram_loss(uniform, uniform, size) == pytest.approx(math.log((size - 5 + 4) / 2))
 
 
 # ---- the bundled sentences

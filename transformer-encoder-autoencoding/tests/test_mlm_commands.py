@@ -187,6 +187,8 @@ def test_the_first_signal_asks_to_stop_and_the_second_one_does_not_wait():
         assert interrupt.asked
         with pytest.raises(KeyboardInterrupt):
             interrupt(signal.SIGINT, None)
+        interrupt.release()
+        assert [(kind, signal.getsignal(kind)) for kind, _ in handlers] == handlers
     finally:
         for kind, handler in handlers:
             signal.signal(kind, handler)

@@ -189,7 +189,9 @@ function buildWords(side) {
   sides[side] = attention[side].map((word, index) => {
     const option = make("div", "word", "", { role: "option", tabindex: -1 });
     option.append(make("bdi", "", word, { title: word }), make("span", "figure"), make("span", "weight"));
-    option.addEventListener("focus", () => show({ chosen: { side, index }, pointed: null }));
+    for (const event of ["focus", "click"]) {
+      option.addEventListener(event, () => show({ chosen: { side, index }, pointed: null }));
+    }
     option.addEventListener("pointermove", () => point({ side, index })); // not "enter": scrolling is no pointing
     option.addEventListener("pointerleave", () => point(null));
     return option;
@@ -230,6 +232,8 @@ function showFigures() {
       const cell = word && word.side !== side ? pair(word, index) : null;
       setFigure(option, cell && allowed(...cell) ? weightOf(...cell) : null);
     });
+    const [way] = sides[side].filter((option) => option.tabIndex === 0); // into the list, by the Tab key
+    if (way.classList.contains("later")) reachable(sides[side], sides[side][0]);
   }
 }
 
@@ -393,7 +397,7 @@ const longer = () => Math.max(attention.from.length, attention.to.length);
 function setKind(input) {
   const before = attention;
   attention = data.attentions[input.value];
-  const layer = view.layer === before.layers ? attention.layers : Math.min(view.layer, attention.layers);
+  const layer = view.layer === before.layers ? attention.layers : Math.min(view.layer, attention.layers - 1);
   for (const note of document.querySelectorAll("p[data-kind]")) note.hidden = note.dataset.kind !== input.value;
   $("from-title").firstChild.textContent = input.dataset.from;
   $("to-title").firstChild.textContent = input.dataset.to;

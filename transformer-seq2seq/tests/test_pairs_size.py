@@ -227,6 +227,15 @@ def test_a_killed_tokenization_is_not_used(files, script, sizes, tmp_path):
     assert not (tmp_path / "out" / "tokens.part").exists()
 
 
+def test_a_folder_of_the_users_own_is_left_alone(files, script, sizes, tmp_path):
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "tokens" / "thesis.txt").write_text("years of work")
+    flags = ["--pairs", files[0], "--output", tmp_path, *sizes, "--max-steps", 1]
+    status, _, err = script("train", *flags)
+    assert (status, err.count("\n")) == (2, 1) and "something else is there; move it away" in err
+    assert [path.name for path in (tmp_path / "tokens").iterdir()] == ["thesis.txt"]
+
+
 # ---- used again
 
 

@@ -254,6 +254,28 @@ def test_a_resumed_run_keeps_what_is_finished(script, tmp_path):
     assert "run without --resume first" in err
 
 
+def test_a_resumed_run_keeps_what_it_was_not_asked_for(script, tmp_path, monkeypatch):
+    def result(job):
+        point = {"epoch": 1, **dict.fromkeys(("train_loss", "recall", "combinations"), 0.5)}
+        return {
+            **vars(job),
+            **dict.fromkeys(ablations.MEASURES, 0.5),
+            "stopped": None,
+            "example": "",
+            "curve": [point],
+        }
+
+    before = [ablations.Job(name, 0, 1, "cpu") for name in ("default", "no-scale")]
+    other = ablations.Job("no-scale", 5, 9, "cpu")
+    write_results([*map(result, before), result(other)], tmp_path / "ablations.jsonl")
+    monkeypatch.setattr(ablations, "side_by_side", lambda _, jobs, *__: map(result, jobs))
+    flags = ["--seeds", "2", "--epochs", "1", "--device", "cpu", "--output", tmp_path, "--resume"]
+    assert script("ablations", "default", *flags)[0] == 0
+    lines = (tmp_path / "ablations.jsonl").read_text().splitlines()
+    found = sorted((line["name"], line["seed"], line["epochs"]) for line in map(json.loads, lines))
+    assert found == [("default", 0, 1), ("default", 1, 1), ("no-scale", 0, 1), ("no-scale", 5, 9)]
+
+
 def test_the_list_names_all_with_their_predictions(script):
     status, out, err = script("ablations", "--list")
     assert (status, err) == (0, "")
