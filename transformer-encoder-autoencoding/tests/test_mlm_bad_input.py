@@ -367,6 +367,7 @@ REFUSED = {  # by topic: the command line, what the line on stderr must say
         ("fill_mask.py --model sound --score '  '", "sentence 1: the sentence is empty; give one with words"),
         ("fill_mask.py --model sound '\t\n' '[MASK] a'", "sentence 1: the sentence is empty"),
         ("fill_mask.py --model sound --score '[CLS] [PAD]'", "sentence 1: the sentence is empty"),
+        ("fill_mask.py --model sound --score cat 'the [MASK]'", "sentence 2: holds [MASK], which is no word"),
         (
             "fill_mask.py --model sound 'the cat'",
             "sentence 1: no [MASK] in 'the cat'; write [MASK] for the word",

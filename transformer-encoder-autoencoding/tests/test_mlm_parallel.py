@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import train_mlm
+from cli import InputError
 from parallel import Team
 
 SCRIPT = Path(train_mlm.__file__)
@@ -80,3 +81,15 @@ def test_a_process_that_dies_ends_the_run_with_a_message(flags, tmp_path):
     assert done.returncode != 0
     assert "exitcode" in done.stderr or "another process of this run has ended" in done.stderr
     assert not (tmp_path / "out" / "model").exists()
+
+
+def test_a_process_without_a_device_of_its_own_is_refused(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(
+        InputError, match="more processes than GPUs; take --nproc-per-node 1"
+    ):
+        Team.join(torch.device("cuda"))
+    with pytest.raises(InputError, match="take --device cpu"):
+        Team.join(torch.device("mps"))

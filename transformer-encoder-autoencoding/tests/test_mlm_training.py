@@ -367,6 +367,21 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(new_run, tmp_
 # ---- the warning about the plateau
 
 
+def test_no_held_out_sentence_counts_as_recalled(script, tmp_path, training, sizes):
+    """Of the cloze tests beside the text, those whose sentence was held out are left out."""
+    (tmp_path / "text.txt").write_text("\n".join(training), encoding="utf-8")
+    (tmp_path / "held.txt").write_text(training[0], encoding="utf-8")
+    tests = [
+        f"{line}\t{next(word for word in line.split() if line.split().count(word) == 1)}\tfact\n"
+        for line in training
+    ]
+    (tmp_path / "text.cloze.tsv").write_text("".join(tests), encoding="utf-8")
+    flags = ["--corpus", tmp_path / "text.txt", "--held-out", tmp_path / "held.txt", "--max-steps", 1]
+    status, out, err = script("train_mlm", *flags, *sizes, "--output", tmp_path / "out")
+    assert status == 0, err
+    assert f"training sentences ({len(training) - training.count(training[0])}), key word" in out
+
+
 def test_a_model_on_the_plateau_is_warned_about_and_one_beyond_it_is_not(script, tmp_path, training):
     """Held-out sentences repeat the training ones' patterns; one step leaves a model that knows nothing."""
     (tmp_path / "text.txt").write_text("\n".join(f"{line} again" for line in training), encoding="utf-8")

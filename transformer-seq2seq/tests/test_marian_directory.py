@@ -305,6 +305,8 @@ def test_sizes_that_contradict_each_other_are_refused(directory, tiny):
     refused(directory, "d_model is not a multiple of encoder_attention_heads")
     edit(directory / "config.json", encoder_attention_heads=2, decoder_attention_heads=2, eos_token_id=size)
     refused(directory, "pad_token_id or eos_token_id is not below vocab_size")
+    edit(directory / "config.json", eos_token_id=0, d_model=20_000, max_position_embeddings=100_000)
+    refused(directory, "max_position_embeddings is too large for d_model")
 
 
 @pytest.mark.parametrize(

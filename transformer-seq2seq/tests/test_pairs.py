@@ -319,6 +319,7 @@ def test_unknown_words_are_shown_as_unknown(tokenizer):
 def test_an_unknown_word_is_shown_as_a_word_of_its_own(tokenizer):
     assert to_text(tokenizer, tokenizer.encode("The zebra eats").ids[:-1]) == f"The {UNK} eats"
     assert to_text(tokenizer, tokenizer.encode("Zebra").ids[:-1]) == UNK
+    assert to_text(tokenizer, tokenizer.encode("The zebra yaks").ids[:-1]) == f"The {UNK} {UNK}"
 
 
 @pytest.mark.parametrize("special", [EOS, UNK, PAD])

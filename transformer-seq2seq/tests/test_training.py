@@ -13,8 +13,10 @@ import checkpoint
 import train
 from checkpoint import Progress
 from cli import InputError
+from evaluation import exact_match
 from pairs import IGNORE
 from parallel import Team
+from reading import Pair
 from training import learning_rate
 
 CPU = torch.device("cpu")
@@ -187,6 +189,24 @@ def test_a_damaged_checkpoint_is_refused(begin, kept):
     path.write_bytes(content[: kept if isinstance(kept, int) else int(kept * len(content))])
     with pytest.raises(InputError, match=r"checkpoint\.pt: is damaged"):
         begin("--resume")
+
+
+def test_references_are_compared_as_a_tokenizer_writes_them():
+    pairs = [Pair("", "a  caf\u0065\u0301 ", ""), Pair("", "a Caf\u00e9", "")]
+    assert exact_match(["a caf\u00e9", "a caf\u00e9"], pairs) == 0.5
+    assert exact_match([], []) == 0
+
+
+def test_a_pair_too_long_for_the_model_is_in_no_figure(script, tmp_path, write_pairs, training, sizes):
+    """Neither among the held-out ones, whose loss it is no part of, nor among those recalled."""
+    long = ("cook " * 20, "cook", "long")
+    write_pairs(tmp_path / "pairs.tsv", [long, *training])
+    write_pairs(tmp_path / "held.tsv", [*training[:2], ("the " * 20, "the", "long")])
+    flags = ["--pairs", tmp_path / "pairs.tsv", "--held-out", tmp_path / "held.tsv", "--max-length", 16]
+    status, out, err = script("train", *flags, "--output", tmp_path / "out", *sizes, "--max-steps", 1)
+    assert status == 0 and "left out 1 training and 1 held-out pairs" in err
+    assert len((tmp_path / "out" / "samples" / "outputs.tsv").read_text().splitlines()) == 1 + 2
+    assert f"training pairs ({len(training) - 2:,})" in out and "long" not in out
 
 
 def test_a_checkpoint_is_not_unpickled(tmp_path, begin):
