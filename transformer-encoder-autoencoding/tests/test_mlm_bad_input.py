@@ -270,7 +270,7 @@ REFUSED = {  # by topic: the command line, what the line on stderr must say
         ("train_mlm.py --corpus strange.txt --init sound", "the tokenizer knows no word in them"),
     ],
     "cloze files": [
-        ("train_mlm.py --corpus absent.txt", "absent.cloze.tsv, line 2: needs a sentence, a word of it, and"),
+        ("train_mlm.py --corpus absent.txt", "absent.cloze.tsv, line 2: needs a sentence, a word that it"),
         ("train_mlm.py --corpus ragged.txt", "ragged.cloze.tsv, line 3: needs a sentence"),
         ("train_mlm.py --corpus latin.txt", "latin.cloze.tsv, line 2: byte 8 is not UTF-8"),
         ("train_mlm.py --corpus comma.txt", "comma.cloze.tsv, line 1: needs a sentence"),
@@ -367,7 +367,7 @@ REFUSED = {  # by topic: the command line, what the line on stderr must say
         ("fill_mask.py --model sound --score '  '", "sentence 1: the sentence is empty; give one with words"),
         ("fill_mask.py --model sound '\t\n' '[MASK] a'", "sentence 1: the sentence is empty"),
         ("fill_mask.py --model sound --score '[CLS] [PAD]'", "sentence 1: the sentence is empty"),
-        ("fill_mask.py --model sound --score cat 'the [MASK]'", "sentence 2: holds [MASK], which is no word"),
+        ("fill_mask.py --model sound --score 'the [MASK]'", "sentence 1: holds [MASK], which is no word"),
         (
             "fill_mask.py --model sound 'the cat'",
             "sentence 1: no [MASK] in 'the cat'; write [MASK] for the word",
@@ -406,7 +406,7 @@ WORKING = [  # the command line, what stdout or a file in out/ must hold, the li
     ("train_mlm.py --corpus scripts.txt", "3 sentences to train on, 1 held out", []),
     ("train_mlm.py --corpus scripts.txt --tokenizer bpe", "3 sentences to train on", []),
     ("train_mlm.py --corpus emoji.txt", "2 sentences to train on", []),
-    ("train_mlm.py --corpus headless.txt --held-out identical.txt", "training sentences (2)", ["left 1 sen"]),
+    ("train_mlm.py --corpus headless.txt --held-out identical.txt", "training sentences (1)", ["left 1 sen"]),
     ("train_mlm.py --corpus word.txt --held-out mixed.txt", "2 sentences to train on", ["left out 1 of 2"]),
     (
         "train_mlm.py --corpus good.txt --held-out one.txt",

@@ -87,9 +87,7 @@ def test_a_process_without_a_device_of_its_own_is_refused(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(
-        InputError, match="more processes than GPUs; take --nproc-per-node 1"
-    ):
+    with pytest.raises(InputError, match="more processes than GPUs; take --nproc-per-node 1"):
         Team.join(torch.device("cuda"))
     with pytest.raises(InputError, match="take --device cpu"):
         Team.join(torch.device("mps"))
