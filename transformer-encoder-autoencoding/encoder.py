@@ -9,8 +9,10 @@ V vocabulary, N positions to predict.
 
 Deviations from BERT, and why:
 - no segment embedding and no next-sentence head: the input is always one sentence;
-- no dropout on the attention weights: the fused attention kernels have none on a CPU, and the dropout
-  after each sublayer (Vaswani et al. 2017, section 5.4) regularises enough.
+- no dropout on the attention weights: the fused attention kernels have none on a CPU. What remains is the
+  dropout after each sublayer (Vaswani et al. 2017, section 5.4), by default 0 where BERT has 0.1, as the
+  bundled text is to be learnt by heart;
+- initial weights wider than BERT's where the model is narrower (`initialise`).
 """
 
 import math

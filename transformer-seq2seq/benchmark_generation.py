@@ -47,8 +47,9 @@ def ours(directory: Path, device: torch.device, max_length: int) -> Engine:
     return answer
 
 
-def hugging_face(directory: Path, device: torch.device, max_length: int) -> Engine:
-    """transformers' generate; prompts of like length go into a batch together, as in ours."""
+def hugging_face(directory: Path, device: torch.device, max_length: int, threads: int) -> Engine:
+    """transformers' generate on so many threads; prompts of like length go into a batch together, as in
+    ours."""
     from transformers import AutoModelForSeq2SeqLM
     from transformers.utils.logging import disable_progress_bar
 
@@ -58,6 +59,14 @@ def hugging_face(directory: Path, device: torch.device, max_length: int) -> Engi
     rules = {"max_length": max_length + 1, "length_penalty": 1.0, "early_stopping": False}
 
     def answer(prompts: list[list[int]], batch_size: int, beam: int) -> Answers:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            return decode(prompts, batch_size, beam)
+        finally:
+            torch.set_num_threads(before)
+
+    def decode(prompts: list[list[int]], batch_size: int, beam: int) -> Answers:
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         answers: dict[int, tuple[list[int], float]] = {}
         for start in range(0, len(order), batch_size):
@@ -86,9 +95,11 @@ def ctranslate2(
     max_length: int,
     tokenizer: Tokenizer,
     compute_type: str,
+    at_once: int,
     threads: int,
 ) -> Engine:
-    """CTranslate2, which groups prompts of like length by itself."""
+    """CTranslate2, which groups prompts of like length by itself, with so many batches at once and so many
+    threads for each."""
     import ctranslate2
 
     with tempfile.TemporaryDirectory() as folder:
@@ -98,11 +109,16 @@ def ctranslate2(
             str(converted),
             device=device.type,
             compute_type=compute_type,
-            inter_threads=1,
+            inter_threads=at_once,
             intra_threads=threads,
         )
 
     def answer(prompts: list[list[int]], batch_size: int, beam: int) -> Answers:
+        if batch_size == 1:  # else it would take several at a time
+            return [one for prompt in prompts for one in decode([prompt], 1, beam)]
+        return decode(prompts, batch_size, beam)
+
+    def decode(prompts: list[list[int]], batch_size: int, beam: int) -> Answers:
         found = translator.translate_batch(
             [[tokenizer.id_to_token(i) for i in ids] for ids in prompts],
             max_batch_size=batch_size,
@@ -125,6 +141,11 @@ def agreement(mine: Answers, other: Answers) -> str:
     return f"{len(same)} of {len(mine)}" + (f", scores within {apart:.0e}" if apart else "")
 
 
+def counted(threads: int) -> str:
+    """A number of threads in words."""
+    return f"{threads} thread{'s' * (threads > 1)}"
+
+
 def main(directory: Path, texts: list[str], device: torch.device, rounds: int) -> None:
     """Print a table: generated tokens per second of each engine on each task, medians of the rounds."""
     model, tokenizer = pretrained.load(directory, device)  # reports what is wrong with the directory
@@ -133,14 +154,14 @@ def main(directory: Path, texts: list[str], device: torch.device, rounds: int) -
     max_length = model.config.max_length - 1
     prompts = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
     prompts = [ids for ids in prompts if len(ids) <= model.config.max_length]
-    engines = {
-        "ours": ours(directory, device, max_length),
-        "Hugging Face": hugging_face(directory, device, max_length),
-    }
+    engines = {"ours": ours(directory, device, max_length)}
     threads = torch.get_num_threads()
-    for compute_type, n in dict.fromkeys([("float32", threads), ("float32", 1), ("int8", 1)]):
-        name = f"CTranslate2, {compute_type}, {n} thread{'s' * (n > 1)}"
-        engines[name] = ctranslate2(directory, device, max_length, tokenizer, compute_type, n)
+    for n in dict.fromkeys([threads, 1]):
+        engines[f"Hugging Face, {counted(n)}"] = hugging_face(directory, device, max_length, n)
+    ways = [("float32", 1, threads), ("float32", threads, 1), ("int8", threads, 1)]
+    for compute_type, at_once, n in dict.fromkeys(ways):
+        name = f"CTranslate2, {compute_type}, {counted(n)}" + f" x {at_once}" * (at_once > 1)
+        engines[name] = ctranslate2(directory, device, max_length, tokenizer, compute_type, at_once, n)
     for task in TASKS:
         asked = [prompts[i % len(prompts)] for i in range(task.prompts)]
         rates: dict[str, list[float]] = {name: [] for name in engines}
@@ -158,3 +179,4 @@ def main(directory: Path, texts: list[str], device: torch.device, rounds: int) -
             same = agreement(answers["ours"], answers[name]) if name != "ours" else ""
             print(f"{name:34}{rate:10,.0f}{medians['ours'] / rate:8.1f}   {same}")
     print("\ntokens/s: generated, </s> included. ratio: how many times faster ours is.")
+    print("ours: one thread for a batch, as many batches at once as there are cores; so does x N.")
