@@ -1,6 +1,6 @@
 """Write the training and the held-out sentences of the masked language model.
 
-Command:   python data/make_data.py
+Command:   python3 data/make_data.py
 
 Reads (beside this file)    facts.tsv, frames.tsv, free.tsv
 Writes (beside this file)   train.txt, held_out.txt              one sentence a line

@@ -1,6 +1,6 @@
 """Write the training and the held-out pairs of the encoder-decoder model.
 
-Command:   python data/make_data.py
+Command:   python3 data/make_data.py
 
 Reads (beside this file)    facts.tsv, frames.tsv, free.tsv, rewrite_nouns.tsv, rewrite_verbs.tsv
 Writes (beside this file)   train.tsv, held_out.tsv    source, target, kind
