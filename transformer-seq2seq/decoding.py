@@ -177,8 +177,9 @@ def generate_all(
     results: list[list[Hypothesis]] = [[] for _ in sources]
     with batches_at_once(model, batch_size * beam, pick) as count:
         workers = ThreadPoolExecutor(count)
+        answers = workers.map(decode, batches) if count > 1 else map(decode, batches)
         try:
-            for rows, found in zip(batches, workers.map(decode, batches), strict=True):
+            for rows, found in zip(batches, answers, strict=True):
                 for i, hypotheses in zip(rows, found, strict=True):
                     results[i] = hypotheses
         finally:  # also when interrupted, without beginning another batch
