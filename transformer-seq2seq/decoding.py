@@ -23,6 +23,7 @@ from transformer import Transformer
 # -> the candidates to go on with, best first: their sums, the beams they extend, their tokens (B, c) each
 Pick = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
+MOST_AT_ONCE = 4  # batches: of a step a fifth to a third is Python, which runs one thread at a time
 SMALL = 2**16  # numbers, of which topk finds the largest faster than `largest` does
 
 
@@ -201,7 +202,7 @@ def batches_at_once(model: Transformer, rows: int, pick: Pick) -> Iterator[int]:
         return
     torch.set_num_threads(1)
     try:
-        yield threads if rows >= 8 and pick is likeliest else 1
+        yield min(MOST_AT_ONCE, threads) if rows >= 8 and pick is likeliest else 1
     finally:
         torch.set_num_threads(threads)
 

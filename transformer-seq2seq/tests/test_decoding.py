@@ -323,6 +323,9 @@ def test_cores_take_a_batch_each_or_share_one(d_model, rows, pick, at_once, thre
         with batches_at_once(model, rows, pick) as count:
             assert (count, torch.get_num_threads()) == (at_once, threads_each)
         assert torch.get_num_threads() == 3
+        torch.set_num_threads(100)
+        with batches_at_once(model, rows, pick) as count:
+            assert count <= 4
     finally:
         torch.set_num_threads(before)
 
