@@ -23,7 +23,7 @@ from transformer import Transformer
 # -> the candidates to go on with, best first: their sums, the beams they extend, their tokens (B, c) each
 Pick = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
-MOST_AT_ONCE = 4  # batches: of a step a fifth to a third is Python, which runs one thread at a time
+MOST_AT_ONCE = 4  # batches: a part of each step is Python, which runs one thread at a time
 SMALL = 2**16  # numbers, of which topk finds the largest faster than `largest` does
 
 
