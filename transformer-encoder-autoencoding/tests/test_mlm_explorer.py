@@ -300,6 +300,17 @@ def test_everything_is_reached_by_the_keyboard(opened, written):
         assert page.locator("#figure").get_attribute("data-form") == "table"
 
 
+def test_a_word_left_by_escape_is_chosen_again_by_a_click(opened, written):
+    with opened(written) as page:
+        word = page.locator("#from .word").first
+        word.click()
+        page.keyboard.press("Escape")
+        assert page.locator(".word[aria-selected=true]").count() == 0
+        word.click()
+        page.mouse.move(0, 0)
+        assert page.locator(".word[aria-selected=true]").count() == 1
+
+
 def test_everything_that_is_operated_has_a_name(opened, written):
     with opened(written) as page:
         tree = page.locator("body").aria_snapshot()

@@ -232,8 +232,8 @@ function showFigures() {
       const cell = word && word.side !== side ? pair(word, index) : null;
       setFigure(option, cell && allowed(...cell) ? weightOf(...cell) : null);
     });
-    const [way] = sides[side].filter((option) => option.tabIndex === 0); // into the list, by the Tab key
-    if (way.classList.contains("later")) reachable(sides[side], sides[side][0]);
+    const way = sides[side].find((option) => option.tabIndex === 0); // into the list, by the Tab key
+    if (way?.classList.contains("later")) reachable(sides[side], sides[side][0]);
   }
 }
 
