@@ -5,6 +5,7 @@ Legend: B pairs of a batch, S and T lengths of their longest source and target, 
 """
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
@@ -116,15 +117,19 @@ class BpeDropout:
             self.halves[ids[left + right]] = ids[left], ids[right]
 
     def __call__(self, rows: np.ndarray, padding: int, rng: np.random.Generator) -> np.ndarray:
-        """rows (B, S), padded -> the same texts in more tokens, (B, S') padded. What would make a row longer
-        than max_length is not done."""
+        """rows (B, S), padded -> the same texts in more tokens, (B, S') padded.
+
+        A row may not grow beyond max_length, nor by more than 1.5 times the rate above the longest of them
+        all: some grow far more than most, and these would fill the batch with padding.
+        """
         real = rows != padding
         ids, lengths = rows[real], real.sum(axis=1)
+        limit = min(self.max_length, math.ceil(lengths.max() * (1 + 1.5 * self.rate)))
         new = np.ones(len(ids), dtype=bool)  # tokens whose lot has not been drawn
         while new.any():
             row = np.repeat(np.arange(len(rows)), lengths)
             split = new & (self.halves[ids, 0] >= 0) & (rng.random(len(ids)) < self.rate)
-            split &= (lengths + np.bincount(row[split], minlength=len(rows)) <= self.max_length)[row]
+            split &= (lengths + np.bincount(row[split], minlength=len(rows)) <= limit)[row]
             pieces = np.where(
                 split[:, None], self.halves[ids], np.stack([ids, np.full_like(ids, -1)], axis=1)
             )
