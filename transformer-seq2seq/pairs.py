@@ -112,7 +112,9 @@ class BpeDropout:
             )
         ids = model["vocab"]
         self.rate, self.max_length = rate, max_length
-        self.halves = np.full((1 + max(ids.values()), 2), -1)  # of every token (V, 2); -1: has none
+        self.halves = np.full(
+            (1 + max(tokenizer.get_vocab().values()), 2), -1
+        )  # of every token (V, 2); -1: has none
         for left, right in model["merges"]:
             self.halves[ids[left + right]] = ids[left], ids[right]
 

@@ -16,6 +16,7 @@ from pairs import (
     IGNORE,
     PAD,
     UNK,
+    BpeDropout,
     PairCorpus,
     to_text,
     train_tokenizer,
@@ -334,6 +335,77 @@ def test_the_name_of_a_special_token_in_a_text_is_text(kind, special):
 def test_an_output_is_one_line_whatever_tokens_it_has(bpe):
     ids = [bpe.token_to_id(token) for token in ("a", "Ċ", "b", "ĉ", "c", "č", "d")]
     assert to_text(bpe, ids) == "a b c d"
+
+
+# ---------------------------------------------------------------------------------------- BPE-dropout
+
+
+def padded(rows, padding=-1):
+    """Lists of ids as an array."""
+    out = np.full((len(rows), max(map(len, rows))), padding)
+    for line, row in zip(out, rows, strict=True):
+        line[: len(row)] = row
+    return out
+
+
+@few
+@given(
+    st.lists(st.text(st.sampled_from("thecook sRmü."), min_size=1), min_size=1, max_size=6),
+    st.floats(0.01, 0.99),
+    st.integers(0, 9),
+)
+def test_other_splittings_are_of_the_same_text_and_end_alike(bpe, texts, rate, seed):
+    rows = [encoding.ids for encoding in bpe.encode_batch(texts)]
+    longest = max(map(len, rows))
+    split = BpeDropout(bpe, rate, longest + 5)(padded(rows), -1, np.random.default_rng(seed))
+    assert split.shape[1] <= min(longest + 5, np.ceil(longest * (1 + 1.5 * rate)))
+    for before, after in zip(rows, split, strict=True):
+        after = after[after != -1].tolist()
+        assert len(after) >= len(before) and after.count(0) == before.count(0) and after[-1] == 0
+        assert to_text(bpe, after[:-1]) == to_text(bpe, before[:-1])
+
+
+def test_a_token_is_split_at_the_given_rate_and_its_halves_as_well(bpe):
+    dropout = BpeDropout(bpe, 0.2, 100)
+    whole = [i for i in range(bpe.get_vocab_size()) if dropout.halves[i, 0] >= 0]
+    twice = next(i for i in whole if set(dropout.halves[i]) & set(whole))  # a half can be split again
+    other = bpe.token_to_id("t")  # of a single byte: is never split, and gives the rows room to grow
+    rows = np.full((20_000, 20), other)
+    rows[:, 0] = twice
+    split = dropout(rows, -1, np.random.default_rng(0))
+    share = (split[:, 0] != twice).mean()
+    assert abs(share - 0.2) < 4 * (0.2 * 0.8 / len(rows)) ** 0.5
+    growth = (split != -1).sum(axis=1) - rows.shape[1]
+    halves = len(set(dropout.halves[twice]) & set(whole))
+    again = (growth > 1).mean() / share  # of those that were split
+    assert abs(again - (1 - 0.8**halves)) < 4 * (0.25 / (share * len(rows))) ** 0.5
+
+
+def test_merges_are_undone_in_their_own_order(bpe):
+    dropout, token = BpeDropout(bpe, 0.5, 100), bpe.id_to_token
+    split = [i for i in range(bpe.get_vocab_size()) if dropout.halves[i, 0] >= 0]
+    assert len(split) == bpe.get_vocab_size() - 256 - 3  # all but single bytes and special tokens
+    for i in split:
+        assert "".join(map(token, dropout.halves[i].tolist())) == token(i)
+        assert max(dropout.halves[i]) < i
+
+
+def test_words_are_never_split(tokenizer):
+    with pytest.raises(InputError, match="--bpe-dropout needs a byte pair encoding"):
+        BpeDropout(tokenizer, 0.1, 100)
+
+
+def test_a_batch_of_other_splittings_is_shifted_as_any(bpe):
+    corpus = corpus_of(bpe, [("The cook eats", "The child eats cake"), ("The", "Rome is the capital")])
+    dropout, indices = BpeDropout(bpe, 0.5, 100), np.array([1, 0])
+    batches = [corpus.batch(indices, dropout, np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    assert all(map(torch.equal, vars(batches[0]).values(), vars(batches[1]).values()))
+    assert batches[0].labels.tolist() != batches[2].labels.tolist()
+    for batch in batches:
+        real = batch.labels != IGNORE
+        assert (batch.target[:, 0] == corpus.pad_id).all()
+        assert torch.equal(batch.target[:, 1:][real[:, 1:]], batch.labels[:, :-1][real[:, 1:]])
+        assert batch.labels[real].tolist().count(0) == len(indices)
 
 
 # -------------------------------------------------------------------------------------------- batches
