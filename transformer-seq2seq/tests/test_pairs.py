@@ -350,9 +350,9 @@ def padded(rows, padding=-1):
 
 @few
 @given(
-    st.lists(st.lists(st.sampled_from("The cook eats is capital What ü".split()), min_size=1), min_size=1),
+    st.lists(st.lists(st.sampled_from(["The", "cook", "eats", "capital", "ü"]), min_size=1), min_size=1),
     st.floats(0.01, 0.99),
-    st.integers(0, 5),
+    st.integers(0, 30),
     st.integers(0, 9),
 )
 def test_other_splittings_are_of_the_same_text_and_end_alike(bpe, texts, rate, room, seed):
