@@ -138,7 +138,9 @@ def from_bert(bert: dict[str, Tensor], config: EncoderConfig) -> dict[str, Tenso
 
 
 def save(directory: Path, model: MaskedLanguageModel, tokenizer: Tokenizer) -> None:
-    """Write the model directory. Every file is written beside its place first, then all are moved in.
+    """Write the model directory. Every file is written beside its place first, then all are moved in, and
+    config.json, without which there is no model, is taken away first and moved in last: a kill in between
+    leaves no mixture of two models that could be taken for one.
 
     Raises InputError or OSError where they cannot be written.
     """
@@ -179,9 +181,11 @@ def save(directory: Path, model: MaskedLanguageModel, tokenizer: Tokenizer) -> N
                 f"{directory}: cannot be written ({error}); what was there is as before"
             ) from None
         shutil.copymode(folder / "config.json", folder / "model.safetensors")  # else for its owner alone
-        for file in sorted(folder.iterdir()):
-            os.replace(file, directory / file.name)
-    (directory / "model.safetensors.index.json").unlink(missing_ok=True)  # of shards that were there before
+        written = {file.name for file in folder.iterdir()}
+        for name in ("config.json", "model.safetensors.index.json"):  # of a model that was here before
+            (directory / name).unlink(missing_ok=True)
+        for name in (*(written - {"config.json"}), "config.json"):
+            os.replace(folder / name, directory / name)
 
 
 class Undrawn(TorchFunctionMode):

@@ -134,7 +134,9 @@ def from_marian(marian: dict[str, Tensor], config: TransformerConfig) -> dict[st
 
 
 def save(directory: Path, model: Transformer, tokenizer: Tokenizer | MarianTokenizer) -> None:
-    """Write the model directory. Every file is written beside its place first, then all are moved in.
+    """Write the model directory. Every file is written beside its place first, then all are moved in, and
+    config.json, without which there is no model, is taken away first and moved in last: a kill in between
+    leaves no mixture of two models that could be taken for one.
 
     Raises InputError or OSError where they cannot be written.
     """
@@ -190,10 +192,11 @@ def save(directory: Path, model: Transformer, tokenizer: Tokenizer | MarianToken
             ) from None
         shutil.copymode(folder / "config.json", folder / "model.safetensors")  # else for its owner alone
         written = {file.name for file in folder.iterdir()}
-        for name in sorted(written):
+        others = {"tokenizer.json", *SENTENCEPIECE_FILES, "model.safetensors.index.json"} - written
+        for name in ("config.json", *others):  # of a model that was here before
+            (directory / name).unlink(missing_ok=True)
+        for name in (*(written - {"config.json"}), "config.json"):
             os.replace(folder / name, directory / name)
-    for name in {"tokenizer.json", *SENTENCEPIECE_FILES, "model.safetensors.index.json"} - written:
-        (directory / name).unlink(missing_ok=True)  # of a model that was here before
 
 
 class Undrawn(TorchFunctionMode):

@@ -470,6 +470,32 @@ def test_a_save_that_fails_leaves_the_previous_directory_as_it_was(directory, ma
     assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
 
 
+@pytest.mark.parametrize("moves", range(4))
+def test_a_save_that_is_cut_short_leaves_no_mixture_of_two_models(
+    directory, tiny, tokenizer, make_model, monkeypatch, moves
+):
+    """As by a kill: so many files are moved in, and no more."""
+    (directory / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model.safetensors"}}')
+    left, replace = iter(range(moves)), pretrained.os.replace
+
+    def cut_short(*paths):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        replace(*paths)
+
+    monkeypatch.setattr(pretrained.os, "replace", cut_short)
+    other = make_model(tiny.config.vocab_size, seed=1)  # of the same shapes
+    with pytest.raises(KeyboardInterrupt):
+        pretrained.save(directory, other, tokenizer)
+    with pytest.raises(InputError, match="no model here"):
+        pretrained.load(directory, CPU)
+    monkeypatch.setattr(pretrained.os, "replace", replace)
+    pretrained.save(directory, other, tokenizer)
+    loaded, _ = pretrained.load(directory, CPU)
+    assert all(map(torch.equal, loaded.state_dict().values(), other.state_dict().values()))
+    assert {path.name for path in directory.iterdir()} == FILES
+
+
 def test_saving_over_a_model_replaces_it(directory, make_model, bpe):
     model = make_model(bpe.get_vocab_size(), seed=5, n_layers=1)
     pretrained.save(directory, model, bpe)

@@ -439,6 +439,32 @@ def test_a_save_that_fails_leaves_the_model_before_it(directory, tiny, tokenizer
     assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
 
 
+@pytest.mark.parametrize("moves", range(5))
+def test_a_save_that_is_cut_short_leaves_no_mixture_of_two_models(
+    directory, tiny, tokenizer, make_model, monkeypatch, moves
+):
+    """As by a kill: so many files are moved in, and no more."""
+    (directory / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model.safetensors"}}')
+    left, replace = iter(range(moves)), pretrained.os.replace
+
+    def cut_short(*paths):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        replace(*paths)
+
+    monkeypatch.setattr(pretrained.os, "replace", cut_short)
+    other = make_model(tiny.config.vocab_size, seed=1)  # of the same shapes
+    with pytest.raises(KeyboardInterrupt):
+        pretrained.save(directory, other, tokenizer)
+    with pytest.raises(InputError, match="no model here"):
+        pretrained.load(directory, CPU)
+    monkeypatch.setattr(pretrained.os, "replace", replace)
+    pretrained.save(directory, other, tokenizer)
+    loaded, _ = pretrained.load(directory, CPU)
+    assert all(map(torch.equal, loaded.state_dict().values(), other.state_dict().values()))
+    assert {path.name for path in directory.iterdir()} == FILES
+
+
 def test_a_save_replaces_the_model_before_it(directory, tiny, tokenizer, make_model):
     other = make_model(tiny.config.vocab_size, seed=1, n_encoder_layers=1)
     pretrained.save(directory, other, tokenizer)
