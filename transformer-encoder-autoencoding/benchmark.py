@@ -13,7 +13,6 @@ is the peak of a process that trains nothing else. It needs requirements-dev.txt
 
 import math
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -143,15 +142,21 @@ class HuggingFace:
 
         self.args, self.grouped, self.learning_rate, self.steps = args, grouped, learning_rate, 0
         self.state, tokenizer = begin(args)
-        rates = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), args.dropout)
+        dropout = self.state.model.config.dropout
+        rates = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), dropout)
         with tempfile.TemporaryDirectory() as folder:
             pretrained.save(Path(folder), self.state.model, tokenizer)
             config = BertConfig.from_pretrained(folder, **rates)
             tokenizer = AutoTokenizer.from_pretrained(folder)
-        torch.manual_seed(args.seed)
-        self.model = AutoModelForMaskedLM.from_config(config).to(self.state.device)
+            torch.manual_seed(args.seed)
+            if args.init:  # both go on from the same weights
+                model = AutoModelForMaskedLM.from_pretrained(folder, **rates)
+            else:
+                model = AutoModelForMaskedLM.from_config(config)
+        self.model = model.to(self.state.device)
         self.collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=args.mask_prob)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=learning_rate, weight_decay=0.01)
+        weights = self.model.parameters()
+        self.optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.01, fused=True)
         self.batches = self.draw()
 
     def draw(self) -> Iterator[list[list[int]]]:
@@ -161,11 +166,12 @@ class HuggingFace:
         corpus = self.state.corpus
         size = max(1, round(len(corpus) / len(self.state.plan(0))))
         while True:
+            # grouped batches are shuffled as well: the first of every group are the longest
             if self.grouped:
                 order = get_length_grouped_indices(corpus.lengths.tolist(), size)
             else:
                 order = torch.randperm(len(corpus)).tolist()
-            for start in range(0, len(order), size):
+            for start in (size * torch.randperm(-(-len(order) // size))).tolist():
                 spans = [(corpus.offsets[i], corpus.offsets[i + 1]) for i in order[start : start + size]]
                 yield [corpus.ids[begin:end].tolist() for begin, end in spans]
 
@@ -235,8 +241,8 @@ def timed_step(contestant: Contestant, device: torch.device) -> tuple[int, float
     """One update -> its tokens and its seconds."""
     started = time.perf_counter()
     tokens = contestant.step(done=0.5)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
     return tokens, time.perf_counter() - started
 
 
@@ -250,13 +256,18 @@ def peak_memory(contestant: Contestant, device: torch.device) -> float:
     if sys.platform == "linux":  # where ru_maxrss would count what the parent process held
         status = Path("/proc/self/status").read_text()
         return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) / 2**10
+    import resource  # which Windows has not
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes, on macOS
 
 
 def peak_of(name: str) -> float:
     """peak_memory of a contestant in a process of its own."""
     command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", name]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(f"{name}: its process ended early: {done.stderr.strip() or 'killed'}")
+    return float(done.stdout)
 
 
 def parse_args() -> tuple[Namespace, Namespace]:
@@ -267,15 +278,22 @@ def parse_args() -> tuple[Namespace, Namespace]:
     parser.add_argument("--input", type=Path, metavar="FILE", help="sentences, a line each, for --model")
     parser.add_argument("--memory-of", metavar="NAME", help="print the peak memory of one contestant alone")
     own, rest = parser.parse_known_args()
+    if own.input and not own.model:
+        parser.error("--input needs --model: training reads other files")
     return own, train_mlm.parse_args([*rest, "--device", own.device])
 
 
-def main() -> None:
-    own, args = parse_args()
+def need_transformers() -> None:
+    """Raises InputError where Hugging Face's package is not installed."""
     try:
         import transformers  # noqa: F401
     except ImportError:
         raise InputError("needs the package transformers; pip install -r requirements-dev.txt") from None
+
+
+def main() -> None:
+    own, args = parse_args()
+    need_transformers()
     device = pick_device(args.device)
     if own.model:
         lines = list(lines_of(own.input or train_mlm.HERE / "data" / "held_out.txt"))

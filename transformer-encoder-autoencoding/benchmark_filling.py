@@ -4,6 +4,7 @@ fill-mask pipeline, on the same model directory and the same sentences."""
 import statistics
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -26,13 +27,14 @@ def hide(words: list[str], i: int) -> str:
     return " ".join([*words[:i], MASK, *words[i + 1 :]])
 
 
-def pipelines(directory: Path, device: torch.device) -> dict[str, Engine]:
-    """transformers' fill-mask pipeline: as it is used without further thought, and in batches."""
+def pipelines(directory: Path, device: torch.device, top_k: int) -> dict[str, Engine]:
+    """transformers' fill-mask pipeline for so many answers each: as it is used without further thought, and
+    in batches."""
     from transformers import pipeline
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    pipe = pipeline("fill-mask", str(directory), device=device, top_k=TOP_K)
+    pipe = pipeline("fill-mask", str(directory), device=device, top_k=top_k)
 
     def in_batches(size: int) -> Engine:
         return lambda masked: [
@@ -52,12 +54,16 @@ def agreement(mine: Answers, other: Answers) -> str:
 def main(directory: Path, texts: list[str], device: torch.device, rounds: int) -> None:
     """Print a table: sentences filled, and tokens scored, per second, medians of the rounds.
 
-    The pipeline cannot score: it is given the sentence once for each of its words, with that word hidden.
+    The pipeline has no scoring: it is given the sentence once for each of its words, with that word hidden.
     """
     model, tokenizer = pretrained.load(directory, device)  # reports what is wrong with the directory
-    rows = [text.split() for text in texts if len(tokenizer.encode(text)) <= model.config.max_length - 8]
-    if not rows:
-        raise InputError("no sentence of the input is short enough for the model; give it shorter ones")
+    short = (
+        text.split()
+        for text in texts
+        if MASK not in text and len(tokenizer.encode(text)) <= model.config.max_length - 8
+    )
+    if not (rows := list(islice(short, FILLED))):
+        raise InputError(f"no sentence of the input is short enough for the model, and without {MASK}")
     masked = [hide(rows[i % len(rows)], i % len(rows[i % len(rows)])) for i in range(FILLED)]
     scored = rows[:SCORED]
     hidden = [hide(words, i) for words in scored for i in range(len(words))]
@@ -71,15 +77,15 @@ def main(directory: Path, texts: list[str], device: torch.device, rounds: int) -
         found = score([Sentence(" ".join(words), "") for words in scored], model, tokenizer, device)
         return sum(len(result["tokens"]) for result in found), []
 
-    theirs = pipelines(directory, device)
+    fills, scores = pipelines(directory, device, TOP_K), pipelines(directory, device, 1)
     tasks = {
         "filling: sentences": {
             "ours": ours_fills,
-            **{name: lambda engine=engine: (len(masked), engine(masked)) for name, engine in theirs.items()},
+            **{name: lambda engine=engine: (len(masked), engine(masked)) for name, engine in fills.items()},
         },
         "scoring: hidden tokens": {
             "ours": ours_scores,
-            **{name: lambda engine=engine: (len(hidden), engine(hidden)) for name, engine in theirs.items()},
+            **{name: lambda engine=engine: (len(hidden), engine(hidden)) for name, engine in scores.items()},
         },
     }
     for task, contestants in tasks.items():

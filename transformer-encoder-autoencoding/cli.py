@@ -9,8 +9,14 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
 
 
 class InputError(Exception):
@@ -122,6 +128,35 @@ def output_folder(path: Path) -> None:
     """Make the folder that --output names, and those above it. Raises InputError where that cannot be."""
     check_output(path)
     path.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Within it the folder that --output names is there, and no other run that claims it may write to it. If
+    it was made for this and is still empty, it goes again.
+
+    Raises InputError where it cannot be written to, or another run has it.
+    """
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    output_folder(path)
+    handle = os.open(path, os.O_RDONLY) if fcntl else None
+    try:
+        if fcntl:  # the lock goes with the process, however that ends
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"--output {path}: another run is writing there; wait for its end, or name another folder"
+                ) from None
+            except OSError:  # a file system without locks
+                pass
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 class Interrupt:

@@ -209,8 +209,8 @@ class MaskedLanguageModel(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """Normal weights of deviation 0.02 at BERT's width of 768, and as much wider at smaller ones as keeps
-    the size of a sum over d_model terms; biases 0."""
+    """Normal weights: of deviation 0.02, as BERT has, for sums over 768 inputs, and of another for fewer or
+    more, so that the sum keeps its size; biases 0."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02 * math.sqrt(768 / module.weight.size(1)))
     if isinstance(module, nn.Linear):

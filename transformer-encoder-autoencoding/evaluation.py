@@ -6,7 +6,6 @@ word and kind, tab-separated.
 """
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from cli import InputError
 from corpus import CLS, IGNORE, SEP, WORD, Corpus, SpecialIds
@@ -26,6 +25,13 @@ from reading import numbered_lines
 MOST_COUNTED = 1_000_000  # sentences that the baseline takes its counts from
 
 HEADER = ["sentence", "key", "kind"]
+WORDS = pre_tokenizers.Split(Regex(WORD), behavior="removed", invert=True)
+
+
+def words_of(sentence: str) -> dict[tuple[int, int], str]:
+    """Where each word begins and ends, in characters, and the word. What a word is decides the expression of
+    the word tokenizer, by its own rules: Python's own do not count combining marks as parts of words."""
+    return {span: word for word, span in WORDS.pre_tokenize_str(sentence)}
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Cloze:
 
     def key_span(self) -> tuple[int, int]:
         """Where the key word begins and ends, in characters."""
-        return next(m.span() for m in re.finditer(WORD, self.sentence) if m.group() == self.key)
+        return next(span for span, word in words_of(self.sentence).items() if word == self.key)
 
 
 def read_clozes(text_file: Path) -> list[Cloze]:
@@ -59,7 +65,7 @@ def read_clozes(text_file: Path) -> list[Cloze]:
         lines = lines[1:]
     for number, line in lines:
         place, columns = f"{path}, line {number}", line.split("\t")
-        if len(columns) != 3 or re.findall(WORD, columns[0]).count(columns[1]) != 1:
+        if len(columns) != 3 or list(words_of(columns[0]).values()).count(columns[1]) != 1:
             hint = f" (or, as a header, {', '.join(HEADER)})" if number == 1 else ""
             raise InputError(
                 f"{place}: needs a sentence, a word that it has once, and a kind, tab-separated{hint}"
@@ -137,7 +143,7 @@ class NeighbourBaseline:
         self.after: dict[str, Counter] = {left: Counter() for left, _ in self.between}
         self.words: Counter = Counter()
         for sentence in islice(sentences, MOST_COUNTED if clozes else 0):
-            words = [CLS, *re.findall(WORD, sentence), SEP]
+            words = [CLS, *words_of(sentence).values(), SEP]
             self.words.update(words[1:-1])
             for left, word, right in zip(words, words[1:], words[2:], strict=False):
                 if left in self.after:
@@ -154,7 +160,7 @@ class NeighbourBaseline:
 
 def neighbours(cloze: Cloze) -> tuple[str, str]:
     """The words before and after the gap."""
-    words = [CLS, *re.findall(WORD, cloze.sentence), SEP]
+    words = [CLS, *words_of(cloze.sentence).values(), SEP]
     gap = words.index(cloze.key)
     return words[gap - 1], words[gap + 1]
 
@@ -230,9 +236,21 @@ def draw_curve(curve: list[dict], path: Path) -> None:
     plt.switch_backend("Agg")
     figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
     steps = [record["step"] for record in curve]
-    axes.plot(steps, [record["train_loss"] for record in curve], color="#0072B2", label="training text")
+    marker = "." if len(steps) < 10 else None  # a single point makes no line
     axes.plot(
-        steps, [record["held_out_loss"] for record in curve], color="#D55E00", ls="--", label="held-out text"
+        steps,
+        [record["train_loss"] for record in curve],
+        color="#0072B2",
+        marker=marker,
+        label="training text",
+    )
+    axes.plot(
+        steps,
+        [record["held_out_loss"] for record in curve],
+        color="#D55E00",
+        marker=marker,
+        ls="--",
+        label="held-out text",
     )
     axes.set(xlabel="step", ylabel="loss (nats per hidden token)", title="Learning curve", ylim=(0, None))
     axes.grid(alpha=0.3)

@@ -26,8 +26,9 @@ def best_precision(device: torch.device) -> str:
 
 
 def byte_dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """F.dropout at the rate nearest to p that is a multiple of 1/256; the expectation is x exactly."""
-    dropped = round(256 * p)
+    """F.dropout at the rate nearest to p that is a multiple of 1/256. What is kept grows by as much as is
+    dropped, in bfloat16 to three digits, so that the expectation is x."""
+    dropped = min(255, round(256 * p))
     if not training or not dropped:
         return x
     draws = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)  # all 64 bits

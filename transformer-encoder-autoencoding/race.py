@@ -3,8 +3,8 @@
     python3 race.py --corpus my.txt --tokenizer bpe --n-layers 4 --d-model 256 --d-ff 1024 --minutes 30
 
 Ours trains for a third of the given minutes; Hugging Face's for all of them, once at each of the learning
-rates given with --theirs. The other flags are those of train_mlm.py. Draws race.png into --output (default:
-results/). It needs requirements-dev.txt.
+rates given with --theirs, on a CPU in fp32. The other flags are those of train_mlm.py, but for its budgets.
+Draws race.png into --output (default: results/) after each of them. It needs requirements-dev.txt.
 """
 
 import time
@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import train_mlm
-from benchmark import HuggingFace, Ours
-from cli import Parser, real, run
+from benchmark import HuggingFace, Ours, need_transformers
+from cli import Parser, output_folder, pick_device, real, run
 from corpus import IGNORE
+from fast import best_precision
 
 COLORS = "#0072B2", "#D55E00", "#009E73", "#CC79A7"  # told apart by colour-blind readers too
 
@@ -51,7 +52,7 @@ def train_for(contestant: Ours | HuggingFace, minutes: float, name: str) -> list
     return losses
 
 
-def draw(curves: dict[str, tuple[float, list[float]]], path: Path) -> None:
+def draw(curves: dict[str, tuple[float, list[float]]], task: str, path: Path) -> None:
     """The held-out losses over the minutes: name -> (minutes in all, losses after each tenth of them)."""
     from matplotlib import pyplot as plt
 
@@ -64,11 +65,10 @@ def draw(curves: dict[str, tuple[float, list[float]]], path: Path) -> None:
     axes.set(
         xlabel="minutes of training",
         ylabel="loss (nats per hidden token)",
-        title="Held-out text, 15 % of the tokens hidden",
+        title=f"Held-out text, {task}",
     )
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
@@ -80,12 +80,19 @@ def main() -> None:
     add("--theirs", type=real(1e-9, 10), nargs="+", default=[3e-4, 1e-3, 3e-3], help="their learning rates")
     own, rest = parser.parse_known_args()
     args = train_mlm.parse_args([*rest, "--device", own.device])
-    curves = {"ours": (own.minutes / 3, train_for(Ours(args), own.minutes / 3, "ours"))}
+    need_transformers()
+    output_folder(args.output)
+    device = pick_device(args.device)  # on a CPU, PyTorch's attention is slow in bfloat16
+    precision = "fp32" if device.type == "cpu" else args.precision or best_precision(device)
+    theirs = Namespace(**vars(args) | {"precision": precision})
+    racers = {"ours": (own.minutes / 3, lambda: Ours(args))}
     for rate in own.theirs:
-        name = f"Hugging Face at {rate:g}"
-        theirs = HuggingFace(Namespace(**{**vars(args), "precision": "fp32"}), True, rate)
-        curves[name] = own.minutes, train_for(theirs, own.minutes, name)
-    draw(curves, args.output / "race.png")
+        start = lambda rate=rate: HuggingFace(theirs, True, rate)  # noqa: E731
+        racers[f"Hugging Face at {rate:g}"] = own.minutes, start
+    curves = {}
+    for name, (minutes, start) in racers.items():
+        curves[name] = minutes, train_for(start(), minutes, name)
+        draw(curves, f"{args.mask_prob:.0%} of the tokens hidden", args.output / "race.png")
 
 
 if __name__ == "__main__":

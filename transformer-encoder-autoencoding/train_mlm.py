@@ -15,6 +15,7 @@ spread part of about that size.
 
 import argparse
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from tokenizers import Tokenizer
 import checkpoint
 import evaluation
 import pretrained
-from cli import Interrupt, Parser, check_output, pick_device, real, run, warn, whole
+from cli import Interrupt, Parser, claimed, pick_device, real, run, warn, whole
 from corpus import PAD, Corpus, tokenize, train_tokenizer
 from encoder import EncoderConfig, MaskedLanguageModel
 from evaluation import Cloze
@@ -87,20 +88,19 @@ def parse_args(flags: list[str] | None = None) -> argparse.Namespace:
     add("--warmup-steps", type=whole(0), default=100, help="updates until it is reached")
     add("--mask-prob", type=real(0.001, 0.999), default=0.15, help="share of the tokens to predict")
     add("--precision", choices=["fp32", "bf16"], help="of the matrix products (default: fastest)")
-    add("--seed", type=whole(0), default=0, help="of weights, order, masks and dropout")
+    add("--seed", type=whole(0), default=0, help="of weights, order, masks, dropout, and what is held out")
     add("--resume", action="store_true", help="go on from the checkpoint in --output")
     add("--output", type=Path, default=HERE / "results", metavar="DIR", help="default: results/")
-    args = parser.parse_args(flags)
+    args = argparse.Namespace(**dict.fromkeys(OF_INIT))  # None: was not given
+    parser.parse_args(flags, args)
+    own = [f"--{name}".replace("_", "-") for name in OF_INIT if getattr(args, name) is not None]
+    if args.init and own:
+        parser.error(f"--init and {own[0]} exclude each other: the directory has its own")
+    for name in OF_INIT:
+        if getattr(args, name) is None:
+            setattr(args, name, parser.get_default(name))
     if args.d_model % args.n_heads:
         parser.error(f"--d-model {args.d_model} is not a multiple of --n-heads {args.n_heads}")
-    if args.init and (
-        own := [
-            f"--{name}".replace("_", "-")
-            for name in OF_INIT
-            if getattr(args, name) != parser.get_default(name)
-        ]
-    ):
-        parser.error(f"--init and {own[0]} exclude each other: the directory has its own")
     if args.epochs is args.max_steps is args.max_minutes is None:
         args.epochs = DEFAULT_EPOCHS
     if args.corpus is None:
@@ -127,9 +127,10 @@ def prepare(args: argparse.Namespace, team: Team, clozes: Sequence[Cloze] = ()) 
     The text is tokenized into tokens/ in the output directory, unless that was made from the same text in the
     same way. All that can be found wrong before that is: also cloze tests too long for the model.
     """
-    check_output(args.output)
     path = args.output / "checkpoint.pt"
     last = checkpoint.load(path) if args.resume else None
+    if team.leads and not last and checkpoint.newer(path, args.output / "model" / "config.json"):
+        warn(f"{path}: is of a run that did not end, and is written over; --resume would go on with it")
     with team.leader_first():
         text = Text(args.corpus, args.held_out, args.seed)
         vocabulary = [args.tokenizer, args.vocab_size or VOCAB_SIZE[args.tokenizer]]
@@ -141,7 +142,7 @@ def prepare(args: argparse.Namespace, team: Team, clozes: Sequence[Cloze] = ()) 
         recipe = text.recipe | {"vocabulary": vocabulary, "max_length": max_length}
         store = Store(args.output / "tokens", recipe)
         if last:
-            checkpoint.check(path, last, {"seed": args.seed, "corpus": store.digest})
+            checkpoint.check(path, last, {"seed": args.seed, **recipe})
         if notes := store.read():
             text.recall(notes)
         else:
@@ -164,7 +165,7 @@ def prepare(args: argparse.Namespace, team: Team, clozes: Sequence[Cloze] = ()) 
     args.batch_tokens = args.batch_tokens or (LARGE_BATCH if large else SMALL_BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     fixed = {name: getattr(args, name) for name in FIXED}
-    identity = {**fixed, "corpus": store.digest, **asdict(model.config)}
+    identity = {**fixed, **asdict(model.config), **recipe}
     run = Run(args, team, model, optimizer, text, corpus, held_out, identity)
     if last:
         run.restore(last)
@@ -174,6 +175,12 @@ def prepare(args: argparse.Namespace, team: Team, clozes: Sequence[Cloze] = ()) 
 def main() -> None:
     args = parse_args()
     team = Team.join(pick_device(args.device))
+    with claimed(args.output) if team.leads else nullcontext():
+        train(args, team)
+
+
+def train(args: argparse.Namespace, team: Team) -> None:
+    """The whole run: prepare, train, save the model, report."""
     recall_tests = [cloze for path in args.corpus for cloze in evaluation.read_clozes(path)]
     held_out_tests = evaluation.read_clozes(args.held_out) if args.held_out else []
     state, tokenizer = prepare(args, team, recall_tests + held_out_tests)
@@ -190,15 +197,18 @@ def main() -> None:
         return
     if not state.progress.step:
         raise KeyboardInterrupt("interrupted before the first step; no model was written")
-    if state.kept is None:
+    model = args.output / "model"
+    if interrupted and state.kept is None and model.exists():
+        raise KeyboardInterrupt(
+            f"interrupted before the first evaluation; {model} is as it was, --resume goes on"
+        )
+    if state.kept is None or (interrupted and state.progress.nll_tokens):  # updates since the last one
         state.evaluate()
     state.model.load_state_dict(state.kept)
-    pretrained.save(args.output / "model", state.model, tokenizer)
+    pretrained.save(model, state.model, tokenizer)
     interrupt.release()
     if interrupted or interrupt.asked:
-        raise KeyboardInterrupt(
-            f"interrupted; the model so far is in {args.output / 'model'}, --resume goes on"
-        )
+        raise KeyboardInterrupt(f"interrupted; the model so far is in {model}, --resume goes on")
 
     progress = state.progress
     figures = {

@@ -79,10 +79,7 @@ class Run:
             loss = F.cross_entropy(logits.float(), labels[hidden], reduction="sum")
             (loss / n_hidden).backward()
         (loss_sum,) = team.total(loss.item())
-        if not math.isfinite(loss_sum):
-            raise InputError(
-                f"the loss is no longer finite at step {progress.step}; try a lower --learning-rate"
-            )
+        self.check_finite(loss_sum)
         team.sum_gradients(self.model.parameters())
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
@@ -98,6 +95,16 @@ class Run:
         for rows in self.held_out.plan(self.args.batch_tokens, self.args.seed):
             yield self.corrupt(self.held_out.rows(rows), generator)
 
+    def check_finite(self, loss: float) -> None:
+        """Raises InputError where a loss is infinite or no number."""
+        if not math.isfinite(loss):
+            kept = (self.args.output / "checkpoint.pt").exists()
+            remedy = ", or make a model of what is kept with --resume --max-steps 1" if kept else ""
+            step = self.progress.step
+            raise InputError(
+                f"the loss is no longer finite at step {step}; try a lower --learning-rate{remedy}"
+            )
+
     @torch.no_grad()
     def evaluate(self) -> None:
         """Score the held-out sentences, under masks that depend on the seed alone, and keep the model unless
@@ -111,6 +118,7 @@ class Run:
             nll += F.cross_entropy(logits, targets, reduction="sum").item()
             right += int((logits.argmax(dim=-1) == targets).sum())
             count += len(targets)
+        self.check_finite(nll)
         progress, accuracy = self.progress, right / count
         progress.curve.append(
             {
@@ -176,7 +184,7 @@ class Run:
                 asked = look_up()
             if team.leads and (due or asked or progress.seconds > saved + SAVE_SECONDS):
                 self.save()
-                saved = progress.seconds
+                saved = time.monotonic() - started
         bar.close()
         return asked
 

@@ -13,7 +13,6 @@ is the peak of a process that trains nothing else. It needs requirements-dev.txt
 
 import math
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -142,7 +141,7 @@ class HuggingFace:
             config = AutoConfig.from_pretrained(folder, dropout=args.dropout)
         torch.manual_seed(args.seed)
         self.model = AutoModelForSeq2SeqLM.from_config(config).to(self.state.device).train()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
         self.batches = self.draw()
 
     def draw(self) -> Iterator[np.ndarray]:
@@ -152,11 +151,12 @@ class HuggingFace:
         corpus = self.state.corpus
         size = max(1, round(len(corpus) / len(self.state.plan(0))))
         while True:
+            # grouped batches are shuffled as well: the first of every group are the longest
             if self.grouped:
                 order = get_length_grouped_indices(corpus.source.lengths.tolist(), size)
             else:
                 order = torch.randperm(len(corpus)).tolist()
-            for start in range(0, len(order), size):
+            for start in (size * torch.randperm(-(-len(order) // size))).tolist():
                 yield np.array(order[start : start + size])
 
     def step(self, done: float) -> int:
@@ -216,8 +216,8 @@ def timed_step(contestant: Contestant, device: torch.device) -> tuple[int, float
     """One update -> its target tokens and its seconds."""
     started = time.perf_counter()
     tokens = contestant.step(done=0.5)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
     return tokens, time.perf_counter() - started
 
 
@@ -231,13 +231,18 @@ def peak_memory(contestant: Contestant, device: torch.device) -> float:
     if sys.platform == "linux":  # where ru_maxrss would count what the parent process held
         status = Path("/proc/self/status").read_text()
         return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) / 2**10
+    import resource  # which Windows has not
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes, on macOS
 
 
 def peak_of(name: str) -> float:
     """peak_memory of a contestant in a process of its own."""
     command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", name]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(f"{name}: its process ended early: {done.stderr.strip() or 'killed'}")
+    return float(done.stdout)
 
 
 def parse_args() -> tuple[Namespace, Namespace]:
@@ -248,7 +253,14 @@ def parse_args() -> tuple[Namespace, Namespace]:
     parser.add_argument("--input", type=Path, metavar="FILE", help="prompts, a line each, for --model")
     parser.add_argument("--memory-of", metavar="NAME", help="print the peak memory of one contestant alone")
     own, rest = parser.parse_known_args()
-    return own, train.parse_args([*rest, "--device", own.device])
+    if own.input and not own.model:
+        parser.error("--input needs --model: training reads other files")
+    args = train.parse_args([*rest, "--device", own.device])
+    if args.bpe_dropout:
+        parser.error(
+            "--bpe-dropout is not for the benchmark: all contestants are to train on the same tokens"
+        )
+    return own, args
 
 
 def read_prompts(path: Path | None) -> list[str]:

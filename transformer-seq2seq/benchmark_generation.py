@@ -107,7 +107,7 @@ def ctranslate2(
         ctranslate2.converters.TransformersConverter(str(directory)).convert(str(converted))
         translator = ctranslate2.Translator(
             str(converted),
-            device=device.type,
+            device=device.type if device.type == "cuda" else "cpu",
             compute_type=compute_type,
             inter_threads=at_once,
             intra_threads=threads,
@@ -154,6 +154,8 @@ def main(directory: Path, texts: list[str], device: torch.device, rounds: int) -
     max_length = model.config.max_length - 1
     prompts = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
     prompts = [ids for ids in prompts if len(ids) <= model.config.max_length]
+    if not prompts:
+        raise InputError("no prompt of the input is short enough for the model; give it shorter ones")
     engines = {"ours": ours(directory, device, max_length)}
     threads = torch.get_num_threads()
     for n in dict.fromkeys([threads, 1]):
@@ -179,4 +181,4 @@ def main(directory: Path, texts: list[str], device: torch.device, rounds: int) -
             same = agreement(answers["ours"], answers[name]) if name != "ours" else ""
             print(f"{name:34}{rate:10,.0f}{medians['ours'] / rate:8.1f}   {same}")
     print("\ntokens/s: generated, </s> included. ratio: how many times faster ours is.")
-    print("ours: one thread for a batch, as many batches at once as there are cores; so does x N.")
+    print("x N: so many batches at once; ours of a narrow model likewise, one a core, at most four.")

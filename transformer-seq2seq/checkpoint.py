@@ -1,6 +1,7 @@
 """The state of a training run, written so that a crash at any moment leaves a whole file."""
 
 import os
+import re
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,11 @@ class Progress:
     curve: list[dict] = field(default_factory=list)  # a record for every evaluation
     kept: int = 0  # which of them the kept weights belong to
     best_accuracy: float = 0.0
+
+
+def newer(path: Path, model: Path) -> bool:
+    """Whether there is a checkpoint, and no model that was made of it: the run was cut short."""
+    return path.exists() and not (model.exists() and model.stat().st_mtime_ns >= path.stat().st_mtime_ns)
 
 
 def before(path: Path) -> Path:
@@ -76,12 +82,17 @@ def load(path: Path) -> dict[str, Any]:
     raise InputError(f"{damage[0]}; run without --resume")
 
 
+def shown(value: Any) -> str:
+    """A value of an identity in a message: of a file's SHA-256 the first digits are enough."""
+    return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1…", str(value))
+
+
 def check(path: Path, state: dict[str, Any], identity: dict[str, Any]) -> None:
     """Raises InputError, naming the first difference, where the "identity" of a state that was loaded from
     path, which is what must not change within a run, is another than this."""
     for name, value in identity.items():
         if (saved := state["identity"].get(name)) != value:
             raise InputError(
-                f"{path}: belongs to a run with {name} {saved}, not {value}; give the same, or run without "
-                "--resume"
+                f"{path}: belongs to a run with {name} {shown(saved)}, not {shown(value)}; give the same, or "
+                "begin another run with another --output"
             )

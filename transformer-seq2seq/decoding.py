@@ -80,13 +80,15 @@ class Sampler:
     top_p: float = 1.0
 
     def __call__(self, log_probs: Tensor, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        probs, tokens = (log_probs[:, 0] / self.temperature).softmax(dim=-1).sort(descending=True)  # (B, V)
-        if self.top_k:
-            probs[:, self.top_k :] = 0
-            probs /= probs.sum(dim=-1, keepdim=True)
-        probs[probs.cumsum(dim=-1) - probs >= self.top_p] = 0  # keeps a token if those before it fall short
+        probs = (log_probs[:, 0] / self.temperature).softmax(dim=-1)  # (B, V)
+        if cut := self.top_k > 0 or self.top_p < 1:  # else there is nothing to sort for
+            probs, tokens = probs.sort(descending=True)
+            if self.top_k:
+                probs[:, self.top_k :] = 0
+                probs /= probs.sum(dim=-1, keepdim=True)
+            probs[probs.cumsum(dim=-1) - probs >= self.top_p] = 0  # keeps a token if those before fall short
         drawn = torch.multinomial(probs.cpu(), 1, generator=self.generator).to(probs.device)  # (B, 1)
-        token = tokens.gather(1, drawn)
+        token = tokens.gather(1, drawn) if cut else drawn
         return sums + log_probs[:, 0].gather(1, token), torch.zeros_like(token), token
 
 

@@ -3,7 +3,6 @@ picture of the learning curve."""
 
 import json
 import re
-import unicodedata
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -14,14 +13,14 @@ from tokenizers import Tokenizer
 
 from decoding import generate_all
 from pairs import short_enough, to_text
-from reading import Pair
+from reading import Pair, plain
 from transformer import Transformer
 
 MOST_COMPARED = 100_000  # training pairs among which the baseline looks
 
 
 def answer_all(model: Transformer, tokenizer: Tokenizer, sources: list[str]) -> list[str]:
-    """The greedy output for every source, of at most twice its number of tokens and 20 more, in order."""
+    """The greedy output for every source, in order, of at most twice the longest one's tokens and 20 more."""
     model.eval()
     ids = [encoding.ids for encoding in tokenizer.encode_batch(sources)]
     longest = max(map(len, ids), default=0)
@@ -32,7 +31,7 @@ def answer_all(model: Transformer, tokenizer: Tokenizer, sources: list[str]) -> 
 def is_reference(output: str, pair: Pair) -> bool:
     """Whether an output is the reference to the letter, but for what a tokenizer here does not keep: repeated
     spaces, and of how many code points an accented letter is made."""
-    return output == " ".join(unicodedata.normalize("NFC", pair.target).split())
+    return output == plain(pair.target)
 
 
 def exact_match(outputs: list[str], pairs: list[Pair]) -> float:
@@ -150,9 +149,21 @@ def draw_curve(curve: list[dict], path: Path) -> None:
     plt.switch_backend("Agg")
     figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
     steps = [record["step"] for record in curve]
-    axes.plot(steps, [record["train_loss"] for record in curve], color="#0072B2", label="training pairs")
+    marker = "." if len(steps) < 10 else None  # a single point makes no line
     axes.plot(
-        steps, [record["held_out_loss"] for record in curve], color="#D55E00", ls="--", label="held-out pairs"
+        steps,
+        [record["train_loss"] for record in curve],
+        color="#0072B2",
+        marker=marker,
+        label="training pairs",
+    )
+    axes.plot(
+        steps,
+        [record["held_out_loss"] for record in curve],
+        color="#D55E00",
+        marker=marker,
+        ls="--",
+        label="held-out pairs",
     )
     axes.set(xlabel="step", ylabel="loss (nats per target token)", title="Learning curve", ylim=(0, None))
     axes.grid(alpha=0.3)

@@ -113,9 +113,10 @@ def encode(
             raise InputError(f"{place} is empty; give it a text")
         if len(encoding) > limit:
             raise InputError(f"{place} has {len(encoding)} tokens, the model takes {limit}; shorten it")
-        for (start, end), token in zip(encoding.offsets, encoding.ids, strict=True):
-            if token == unk and (word := prompt[start:end].strip()):
-                unknown[word] = place
+        if unk in encoding.ids:
+            spans = zip(encoding.offsets, encoding.ids, strict=True)
+            words = [prompt[start:end].strip() for (start, end), token in spans if token == unk]
+            unknown |= dict.fromkeys(filter(None, words))  # a set in order
         rows.append(encoding.ids)
     if unknown:
         words = [word if len(word) < 40 else f"{word[:39]}…" for word in unknown]
@@ -241,6 +242,7 @@ def output_to(path: Path | None) -> Iterator[TextIO]:
     if path.is_dir():
         raise InputError(f"--output {path}: is a folder; name a file")
     regular = path.is_file() or not path.exists()
+    path = path.resolve() if regular else path  # a link stays one
     part = path.with_name(f".{path.name}.part") if regular else path
     made = [folder for folder in path.parents if not folder.exists()]
     try:

@@ -108,21 +108,20 @@ class BpeDropout:
         model = json.loads(tokenizer.to_str())["model"] if isinstance(tokenizer, Tokenizer) else {}
         if not model.get("merges"):
             raise InputError(
-                "--bpe-dropout needs a byte pair encoding; take --tokenizer bpe, or leave it out"
+                "--bpe-dropout needs tokens that are merged, as of --tokenizer bpe; leave it out"
             )
-        ids = model["vocab"]
+        ids, prefix = model["vocab"], model["continuing_subword_prefix"] or ""
+        highest = max(tokenizer.get_vocab().values())
         self.rate, self.max_length = rate, max_length
-        self.halves = np.full(
-            (1 + max(tokenizer.get_vocab().values()), 2), -1
-        )  # of every token (V, 2); -1: has none
+        self.halves = np.full((1 + highest, 2), -1)  # of every token; -1 where it has none
         for left, right in model["merges"]:
-            self.halves[ids[left + right]] = ids[left], ids[right]
+            self.halves[ids[left + right.removeprefix(prefix)]] = ids[left], ids[right]
 
     def __call__(self, rows: np.ndarray, padding: int, rng: np.random.Generator) -> np.ndarray:
         """rows (B, S), padded -> the same texts in more tokens, (B, S') padded.
 
-        A row may not grow beyond max_length, nor by more than 1.5 times the rate above the longest of them
-        all: some grow far more than most, and these would fill the batch with padding.
+        A row that would grow beyond max_length, or by more than 1.5 times the rate above the longest of them
+        all, is split no further: some would grow far more than most, and fill the batch with padding.
         """
         real = rows != padding
         ids, lengths = rows[real], real.sum(axis=1)
@@ -181,7 +180,8 @@ class PairCorpus:
         return Batch(*map(torch.from_numpy, (source, read, labels)))
 
     def plan(self, batch_tokens: int, seed: int | list[int]) -> Plan:
-        """One epoch's batches of pairs, B * max(S, T) <= batch_tokens, as the seed has them."""
+        """One epoch's batches of pairs, as the seed has them: before any BpeDropout, B * max(S, T) is at most
+        batch_tokens."""
         return Plan([self.source, self.target], batch_tokens, seed)
 
 

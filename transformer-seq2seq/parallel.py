@@ -38,7 +38,7 @@ class Team:
 
         Raises InputError where there is no such device for this process.
         """
-        if "RANK" not in os.environ:
+        if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
             return cls(device)
         if device.type == "mps":
             raise InputError("several processes cannot share an Apple GPU; take --device cpu")
@@ -106,5 +106,5 @@ class Team:
     def leave(self) -> None:
         """Part from the others, all at the same time."""
         if self.size > 1:
-            dist.barrier()
+            self.total(0)
             dist.destroy_process_group()

@@ -3,6 +3,7 @@ held as a whole: their columns, what is held out of training, and what remains.
 """
 
 import hashlib
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -180,6 +181,12 @@ def read_pairs(path: Path, source_column: str | None = None, target_column: str 
     return pairs
 
 
+def plain(text: str) -> str:
+    """A text without what a tokenizer here does not keep: repeated spaces, and of how many code points an
+    accented letter is made."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
 def draw_held_out(sources: Iterable[str], seed: int) -> set[str]:
     """One distinct source in twenty, at least one and at most 1,000: those whose BLAKE2b digests, keyed with
     the seed, come first. Another order of the sources, or repetitions, make no difference.
@@ -230,8 +237,9 @@ class Pairs:
     def hold_out(self) -> None:
         """Draw what is held out, unless a file says it."""
         if not self.held_out_file:
-            aside = draw_held_out((pair.source for pair in self.all("holding out")), self.seed)
-            self.held_out = [pair for pair in self.all("holding out") if pair.source in aside]
+            aside = draw_held_out((plain(pair.source) for pair in self.all("holding out")), self.seed)
+            found = (pair for pair in self.all("holding out") if plain(pair.source) in aside)
+            self.held_out = list(islice(found, 10 * MOST_HELD_OUT))
 
     def recall(self, notes: dict) -> None:
         """Take what is held out, and what has been counted, from what tokenize noted down."""
@@ -250,9 +258,9 @@ class Pairs:
 
     def read(self, task: str) -> Iterator[Pair]:
         """The training pairs, in order and with their repetitions. Raises InputError where none is left."""
-        aside, self.kept, self.left_out = {pair.source for pair in self.held_out}, 0, 0
+        aside, self.kept, self.left_out = {plain(pair.source) for pair in self.held_out}, 0, 0
         for pair in self.all(task):
-            if pair.source in aside:
+            if plain(pair.source) in aside:
                 self.left_out += 1
             else:
                 self.kept += 1
@@ -279,3 +287,6 @@ class Pairs:
         if self.held_out_file and self.left_out:
             file = self.held_out_file
             warn(f"left {self.left_out} pairs out of training: their sources are in {file}")
+        elif self.left_out > self.kept / 4:
+            of = self.left_out + self.kept
+            warn(f"few sources are distinct: {self.left_out} of {of} pairs are held out; give a --held-out")

@@ -15,6 +15,7 @@ spread part of about that size.
 """
 
 import argparse
+from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from tokenizers import Tokenizer
 import checkpoint
 import evaluation
 import pretrained
-from cli import InputError, Interrupt, Parser, check_output, pick_device, real, run, warn, whole
+from cli import InputError, Interrupt, Parser, claimed, pick_device, real, run, warn, whole
 from fast import best_precision
 from marian_tokenizer import FILES, MarianTokenizer
 from pairs import PAD, BpeDropout, PairCorpus, load_tokenizer, tokenize, train_tokenizer
@@ -93,20 +94,19 @@ def parse_args(flags: list[str] | None = None) -> argparse.Namespace:
         help="probability of splitting a subword in two, anew in every epoch",
     )
     add("--precision", choices=["fp32", "bf16"], help="of the matrix products (default: fastest)")
-    add("--seed", type=whole(0), default=0, help="of weights, order and dropout")
+    add("--seed", type=whole(0), default=0, help="of weights, order, dropout, and what is held out")
     add("--resume", action="store_true", help="go on from the checkpoint in --output")
     add("--output", type=Path, default=HERE, metavar="DIR", help="default: this folder")
-    args = parser.parse_args(flags)
+    args = argparse.Namespace(**dict.fromkeys(OF_INIT))  # None: was not given
+    parser.parse_args(flags, args)
+    own = [f"--{name}".replace("_", "-") for name in OF_INIT if getattr(args, name) is not None]
+    if args.init and own:
+        parser.error(f"--init and {own[0]} exclude each other: the directory has its own")
+    for name in OF_INIT:
+        if getattr(args, name) is None:
+            setattr(args, name, parser.get_default(name))
     if args.d_model % args.n_heads:
         parser.error(f"--d-model {args.d_model} is not a multiple of --n-heads {args.n_heads}")
-    if args.init and (
-        own := [
-            f"--{name}".replace("_", "-")
-            for name in OF_INIT
-            if getattr(args, name) != parser.get_default(name)
-        ]
-    ):
-        parser.error(f"--init and {own[0]} exclude each other: the directory has its own")
     if args.bpe_dropout and args.tokenizer == "word" and not args.init:
         parser.error("--bpe-dropout needs --tokenizer bpe: words are not split")
     if args.epochs is args.max_steps is args.max_minutes is None:
@@ -136,9 +136,10 @@ def prepare(args: argparse.Namespace, team: Team) -> tuple[Run, Tokenizer | Mari
     The pairs are tokenized into tokens/ in the output directory, unless that was made from the same pairs in
     the same way.
     """
-    check_output(args.output)
     path = args.output / "checkpoint.pt"
     last = checkpoint.load(path) if args.resume else None
+    if team.leads and not last and checkpoint.newer(path, args.output / "model" / "config.json"):
+        warn(f"{path}: is of a run that did not end, and is written over; --resume would go on with it")
     with team.leader_first():
         pairs = Pairs(args.pairs, args.held_out, (args.source_column, args.target_column), args.seed)
         vocabulary = [args.tokenizer, args.vocab_size or VOCAB_SIZE[args.tokenizer]]
@@ -155,7 +156,7 @@ def prepare(args: argparse.Namespace, team: Team) -> tuple[Run, Tokenizer | Mari
         recipe = pairs.recipe | {"vocabulary": vocabulary, "max_length": max_length}
         store = Store(args.output / "tokens", recipe)
         if last:
-            checkpoint.check(path, last, {"seed": args.seed, "corpus": store.digest})
+            checkpoint.check(path, last, {"seed": args.seed, **recipe})
         if notes := store.read():
             pairs.recall(notes)
         else:
@@ -183,7 +184,7 @@ def prepare(args: argparse.Namespace, team: Team) -> tuple[Run, Tokenizer | Mari
     args.batch_tokens = args.batch_tokens or (LARGE_BATCH if large else SMALL_BATCH)
     optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98), eps=1e-9, fused=True)
     fixed = {name: getattr(args, name) for name in FIXED}
-    identity = {**fixed, "corpus": store.digest, **asdict(model.config)}
+    identity = {**fixed, **asdict(model.config), **recipe}
     run = Run(args, team, model, optimizer, pairs, corpus, held_out, identity, bpe_dropout)
     if last:
         run.restore(last)
@@ -193,6 +194,12 @@ def prepare(args: argparse.Namespace, team: Team) -> tuple[Run, Tokenizer | Mari
 def main() -> None:
     args = parse_args()
     team = Team.join(pick_device(args.device))
+    with claimed(args.output) if team.leads else nullcontext():
+        train(args, team)
+
+
+def train(args: argparse.Namespace, team: Team) -> None:
+    """The whole run: prepare, train, save the model, report."""
     state, tokenizer = prepare(args, team)
     n_parameters = sum(parameter.numel() for parameter in state.model.parameters())
     if team.leads:
@@ -207,15 +214,18 @@ def main() -> None:
         return
     if not state.progress.step:
         raise KeyboardInterrupt("interrupted before the first step; no model was written")
-    if state.kept is None:
+    model = args.output / "model"
+    if interrupted and state.kept is None and model.exists():
+        raise KeyboardInterrupt(
+            f"interrupted before the first evaluation; {model} is as it was, --resume goes on"
+        )
+    if state.kept is None or (interrupted and state.progress.nll_tokens):  # updates since the last one
         state.evaluate()
     state.model.load_state_dict(state.kept)
-    pretrained.save(args.output / "model", state.model, tokenizer)
+    pretrained.save(model, state.model, tokenizer)
     interrupt.release()
     if interrupted or interrupt.asked:
-        raise KeyboardInterrupt(
-            f"interrupted; the model so far is in {args.output / 'model'}, --resume goes on"
-        )
+        raise KeyboardInterrupt(f"interrupted; the model so far is in {model}, --resume goes on")
 
     progress = state.progress
     figures = {

@@ -76,10 +76,7 @@ class Run:
             loss, nll = token_losses(states, weight, bias, labels, smoothing, args.precision)
             (loss / n_tokens).backward()
         loss_sum, nll_sum = team.total(loss.item(), nll.item())
-        if not math.isfinite(loss_sum):
-            raise InputError(
-                f"the loss is no longer finite at step {progress.step}; try a lower --learning-rate"
-            )
+        self.check_finite(loss_sum)
         team.sum_gradients(self.model.parameters())
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
@@ -88,6 +85,16 @@ class Run:
         progress.tokens += n_tokens
         progress.nll += nll_sum
         progress.nll_tokens += n_tokens
+
+    def check_finite(self, loss: float) -> None:
+        """Raises InputError where a loss is infinite or no number."""
+        if not math.isfinite(loss):
+            kept = (self.args.output / "checkpoint.pt").exists()
+            remedy = ", or make a model of what is kept with --resume --max-steps 1" if kept else ""
+            step = self.progress.step
+            raise InputError(
+                f"the loss is no longer finite at step {step}; try a lower --learning-rate{remedy}"
+            )
 
     @torch.no_grad()
     def evaluate(self) -> None:
@@ -101,10 +108,11 @@ class Run:
             states = self.model.states(batch.source, batch.target)[scored]  # (N, D)
             parts = states.split(CHUNK), batch.labels[scored].split(CHUNK)
             for part, labels in zip(*parts, strict=True):
-                logits = self.model.project(part)  # (<= CHUNK, V)
+                logits = self.model.project(part)[:, :-1]  # (<= CHUNK, V - 1): <pad> is never generated
                 nll += F.cross_entropy(logits, labels, reduction="sum").item()
                 right += int((logits.argmax(dim=-1) == labels).sum())
                 count += len(labels)
+        self.check_finite(nll)
         progress, accuracy = self.progress, right / count
         progress.curve.append(
             {
@@ -170,7 +178,7 @@ class Run:
                 asked = look_up()
             if team.leads and (due or asked or progress.seconds > saved + SAVE_SECONDS):
                 self.save()
-                saved = progress.seconds
+                saved = time.monotonic() - started
         bar.close()
         return asked
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 HERE = Path(__file__).resolve().parent
-WORD = re.compile(r"\w+(?:[-']\w+)*")
+WORD = re.compile(r"\w+(?:[-'’]\w+)*")
 Rows = list[tuple[str, list[str]]]  # (file and line number, cells)
 
 

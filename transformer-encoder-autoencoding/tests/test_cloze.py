@@ -73,6 +73,17 @@ def test_key_span_is_that_of_the_whole_word(sentence, key, span):
     assert sentence[slice(*span)] == key
 
 
+@pytest.mark.parametrize(
+    ("sentence", "key"),
+    [("दिल्ली भारत की राजधानी है", "दिल्ली"), ("เป็น แมว", "เป็น"), ("the cafe\u0301 is open", "cafe\u0301")],
+    ids=["Devanagari", "Thai", "combining accent"],
+)
+def test_combining_marks_are_parts_of_words(tmp_path, sentence, key):
+    (tmp_path / "text.cloze.tsv").write_text(f"{sentence}\t{key}\tkind\n", encoding="utf-8")
+    (test,) = read_clozes(tmp_path / "text.txt")
+    assert sentence[slice(*test.key_span())] == key
+
+
 @pytest.mark.parametrize("kind", ["word", "bpe"])
 @torch.no_grad()
 def test_ask_hides_all_tokens_of_the_key_and_no_other(kind, tokenizer, bpe, make_model):

@@ -321,6 +321,7 @@ REFUSED = {  # by topic: the command line, what the line on stderr must say
         ("train_mlm.py --init folder", "folder: no model here"),
         ("train_mlm.py --corpus good.txt --init cut", "model.safetensors: is damaged"),
         ("train_mlm.py --init sound --d-model 32", "--init and --d-model exclude each other"),
+        ("train_mlm.py --init sound --dropout 0", "--init and --dropout exclude each other"),  # its default
         ("train_mlm.py --corpus good.txt --resume", "checkpoint.pt: no checkpoint here to resume from; run"),
         ("train_mlm.py --corpus good.txt --output garbage --resume", "checkpoint.pt: is damaged"),
         ("train_mlm.py --corpus good.txt --output file", "--output file: is a file; name a folder"),

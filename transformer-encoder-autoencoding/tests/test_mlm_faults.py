@@ -15,12 +15,14 @@ from safetensors.torch import load_file
 
 import checkpoint
 import train_mlm
-from cli import InputError
+from cli import InputError, claimed
 from parallel import Team
+from training import Run
 
 # saves after every update, so that a kill often hits a save
 EAGER = "import train_mlm, training; training.SAVE_SECONDS = 0; train_mlm.run(train_mlm.main)"
 STEPS = 60
+EVERY = 50  # updates from one evaluation to the next
 FOLDER = Path(train_mlm.__file__).parent
 
 
@@ -155,3 +157,80 @@ def test_a_full_disk_keeps_the_states_there_are(interrupted, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         checkpoint.save(folder / "checkpoint.pt", {})
     assert {path.name: path.read_bytes() for path in folder.glob("checkpoint*")} == before
+
+
+def test_two_runs_do_not_write_into_one_folder(flags, tmp_path, script):
+    out = tmp_path / "new" / "out"
+    with claimed(out):
+        status, _, err = script("train_mlm", *flags(out))
+    assert status == 2 and err.splitlines()[-1].endswith(
+        f"--output {out}: another run is writing there; wait for its end, or name another folder"
+    )
+    assert not (tmp_path / "new").exists()  # it was empty
+
+
+def test_a_run_that_did_not_end_is_not_written_over_without_a_word(interrupted, capsys):
+    folder, begin = interrupted
+    begin()
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert f"{folder / 'checkpoint.pt'}: is of a run that did not end" in warning and "--resume" in warning
+    begin("--resume")
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text("{}")  # it ended after all
+    begin()
+    assert capsys.readouterr().err == ""
+
+
+class AfterSteps:
+    """Stands for Interrupt: asks to stop once a run has made so many updates."""
+
+    def __init__(self, steps):
+        self.left = steps + 1
+
+    @property
+    def asked(self):
+        self.left -= 1
+        return self.left < 0
+
+    def release(self):
+        pass
+
+
+def test_an_interrupt_before_the_first_evaluation_leaves_the_model_of_before(
+    flags, tmp_path, script, monkeypatch
+):
+    out = tmp_path / "out"
+    assert script("train_mlm", *flags(out))[0] == 0
+    before = {path: path.read_bytes() for path in (out / "model").iterdir()}
+    monkeypatch.setattr(train_mlm, "Interrupt", lambda: AfterSteps(2))
+    status, _, err = script("train_mlm", *flags(out), "--seed", 1)
+    assert status == 130 and "model is as it was" in err.splitlines()[-1]
+    assert {path: path.read_bytes() for path in (out / "model").iterdir()} == before
+    status, _, err = script("train_mlm", *flags(tmp_path / "other"), "--seed", 1)
+    assert status == 130 and "the model so far is in" in err.splitlines()[-1]
+    assert (tmp_path / "other" / "model" / "model.safetensors").is_file()
+
+
+def test_an_interrupt_evaluates_what_was_learnt_since_the_last_time(flags, tmp_path, script, monkeypatch):
+    seen, evaluate = [], Run.evaluate
+    monkeypatch.setattr(train_mlm, "Interrupt", lambda: AfterSteps(EVERY + 5))
+    monkeypatch.setattr(Run, "evaluate", lambda run: (seen.append(run.progress.step), evaluate(run)))
+    status, _, err = script("train_mlm", *flags(tmp_path / "out"))
+    assert status == 130, err
+    assert len(seen) == 2 and seen[1] > seen[0]
+
+
+def test_a_run_that_diverges_late_still_gives_a_model(flags, tmp_path, script, monkeypatch):
+    update = Run.update
+
+    def diverging(run, indices, done):
+        if run.progress.step == EVERY + 3:
+            run.check_finite(float("nan"))
+        update(run, indices, done)
+
+    monkeypatch.setattr(Run, "update", diverging)
+    status, _, err = script("train_mlm", *flags(tmp_path / "out"))
+    assert status == 2 and "--resume --max-steps 1" in err.splitlines()[-1]
+    status, _, err = script("train_mlm", *flags(tmp_path / "out"), "--resume", "--max-steps", 1)
+    assert status == 0, err
+    assert (tmp_path / "out" / "model" / "model.safetensors").is_file()

@@ -301,7 +301,7 @@ def test_a_longer_budget_may_be_given_to_a_resumed_run(new_run):
         (["--learning-rate", 1e-4], "learning_rate 0.003, not 0.0001"),
         (["--mask-prob", 0.3], "mask_prob"),
         (["--batch-tokens", 50], "batch_tokens"),
-        (["--tokenizer", "bpe"], "corpus"),
+        (["--tokenizer", "bpe"], r"vocabulary \['word', 30000\], not \['bpe', 8000\]"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused_by_name(new_run, flags, name):
@@ -312,7 +312,7 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(new_run, flags, name):
 
 def test_a_checkpoint_of_another_corpus_is_refused(new_run, training):
     new_run("--max-steps", 2).train(NEVER)
-    with pytest.raises(InputError, match="corpus"):
+    with pytest.raises(InputError, match=r"files \['[0-9a-f]{8}…'\], not"):
         new_run("--resume", sentences=[*training, training[0]])
 
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from cli import InputError
 from pairs import (
@@ -337,6 +339,27 @@ def test_an_output_is_one_line_whatever_tokens_it_has(bpe):
     assert to_text(bpe, ids) == "a b c d"
 
 
+def test_sources_that_differ_in_spaces_alone_are_held_out_together(tmp_path):
+    path = tmp_path / "pairs.tsv"
+    lines = [f"how{' ' * (1 + i % 3)}are you {i // 3}\tfine {i}\n" for i in range(60)]
+    path.write_text("".join(lines), encoding="utf-8")
+    for seed in range(5):
+        pairs = Pairs([path], None, (None, None), seed)
+        pairs.hold_out()
+        aside, rest = ({" ".join(pair.source.split()) for pair in part} for part in (pairs.held_out, pairs))
+        assert len(aside) == 1 and len(pairs.held_out) == 3 and not aside & rest
+
+
+def test_few_distinct_sources_hold_out_no_half_of_a_corpus(tmp_path, capsys):
+    path = tmp_path / "pairs.tsv"
+    path.write_text("".join(f"{'np'[i % 2]}\treview {i}\n" for i in range(50_000)), encoding="utf-8")
+    pairs = Pairs([path], None, (None, None), 0)
+    pairs.hold_out()
+    assert len(pairs.held_out) == 10_000 and sum(1 for _ in pairs) == 25_000
+    pairs.warn()
+    assert "few sources are distinct: 25000 of 50000 pairs" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------------------------------- BPE-dropout
 
 
@@ -391,8 +414,13 @@ def test_merges_are_undone_in_their_own_order(bpe):
         assert max(dropout.halves[i]) < i
 
 
+def test_merges_into_pieces_with_a_prefix_are_undone():
+    pieces = Tokenizer(BPE({"h": 0, "##e": 1, "he": 2}, [("h", "##e")], continuing_subword_prefix="##"))
+    assert BpeDropout(pieces, 0.5, 100).halves.tolist() == [[-1, -1], [-1, -1], [0, 1]]
+
+
 def test_words_are_never_split(tokenizer):
-    with pytest.raises(InputError, match="--bpe-dropout needs a byte pair encoding"):
+    with pytest.raises(InputError, match="--bpe-dropout needs tokens that are merged"):
         BpeDropout(tokenizer, 0.1, 100)
 
 

@@ -319,6 +319,10 @@ REFUSED = {  # by topic: the command line, what the line on stderr must say
         ),
         ("train.py --pairs good.tsv --init missing", "missing: no model here"),
         ("train.py --pairs good.tsv --init sound --d-model 64", "--init and --d-model exclude each other"),
+        (
+            "train.py --pairs good.tsv --init sound --tokenizer word",
+            "--init and --tokenizer exclude each other",
+        ),
         ("inference.py --model sound --references two.txt cook", "--references needs --input"),
         (
             "inference.py --model sound --input prompts.txt cook",

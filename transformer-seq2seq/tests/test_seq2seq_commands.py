@@ -375,3 +375,15 @@ def test_starting_imports_only_what_is_used(trained):
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert {"torch", "tokenizers"} <= imported
     assert not imported & {"torch._dynamo", "sympy", "matplotlib", "sacrebleu", "transformers"}
+
+
+def test_an_output_that_is_a_link_stays_one(ask, tmp_path, training):
+    """What it leads to is replaced."""
+    prompt, answer, _ = training[0]
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "out.txt").write_text("before")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "there" / "out.txt")
+    (tmp_path / "in.txt").write_text(prompt + "\n", encoding="utf-8")
+    ask("--input", tmp_path / "in.txt", "--output", tmp_path / "link.txt")
+    assert (tmp_path / "link.txt").is_symlink()
+    assert (tmp_path / "there" / "out.txt").read_text(encoding="utf-8") == answer + "\n"

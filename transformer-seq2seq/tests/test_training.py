@@ -185,7 +185,10 @@ def test_training_counts_epochs_and_uses_every_pair_alike(begin, monkeypatch):
         (("--seed", 5), None, "seed 0, not 5"),
         (("--learning-rate", 1e-4), None, "learning_rate"),
         (("--batch-tokens", 64), None, "batch_tokens"),
-        ((), [("another corpus", "altogether", ""), ("and", "more", "")], "corpus"),
+        ((), [("another corpus", "altogether", ""), ("and", "more", "")], r"files \['[0-9a-f]{8}…'\]"),
+        (("--tokenizer", "bpe"), None, r"vocabulary \['word', 30000\], not \['bpe', 8000\]"),
+        (("--max-length", 20), None, "max_length 16, not 20"),
+        (("--bpe-dropout", 0.1, "--tokenizer", "bpe"), None, "vocabulary"),
     ],
 )
 def test_another_run_is_not_resumed(begin, flags, pairs, name):
@@ -308,6 +311,17 @@ def test_evaluation_is_the_mean_over_held_out_tokens(begin):
     )
     right = int((flat.argmax(dim=-1) == batch.labels.flatten()).sum())
     assert record["held_out_token_accuracy"] == right / int((batch.labels != IGNORE).sum())
+
+
+def test_padding_is_no_competitor_in_evaluation(begin):
+    """As in a model whose padding token has no bias that forbids it."""
+    run, _ = begin()
+    run.progress.nll_tokens = 1
+    run.evaluate()
+    run.model.output_bias.data[-1] = 50
+    run.progress.nll_tokens = 1
+    run.evaluate()
+    assert run.progress.curve[0] == run.progress.curve[1]
 
 
 def test_a_loss_that_is_no_number_ends_the_run(begin):
