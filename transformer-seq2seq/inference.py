@@ -242,7 +242,8 @@ def output_to(path: Path | None) -> Iterator[TextIO]:
     if path.is_dir():
         raise InputError(f"--output {path}: is a folder; name a file")
     regular = path.is_file() or not path.exists()
-    path = path.resolve() if regular else path  # a link stays one
+    if regular and path.is_symlink():  # a link stays one
+        path = path.resolve()
     part = path.with_name(f".{path.name}.part") if regular else path
     made = [folder for folder in path.parents if not folder.exists()]
     try:

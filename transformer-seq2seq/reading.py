@@ -287,6 +287,6 @@ class Pairs:
         if self.held_out_file and self.left_out:
             file = self.held_out_file
             warn(f"left {self.left_out} pairs out of training: their sources are in {file}")
-        elif self.left_out > self.kept / 4:
+        elif self.left_out > max(MOST_HELD_OUT, self.kept / 4):
             of = self.left_out + self.kept
             warn(f"few sources are distinct: {self.left_out} of {of} pairs are held out; give a --held-out")

@@ -82,9 +82,19 @@ def test_a_process_that_dies_ends_the_run_with_a_message(flags, tmp_path):
     assert not (tmp_path / "out" / "model").exists()
 
 
+def test_a_rank_that_no_torchrun_has_set_is_none(monkeypatch):
+    monkeypatch.setenv("RANK", "1")  # as some clusters do
+    assert Team.join(torch.device("cpu")) == Team(torch.device("cpu"))
+
+
 def test_a_process_without_a_device_of_its_own_is_refused(monkeypatch):
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    for name, value in {
+        "RANK": "1",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "localhost",
+    }.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(InputError, match="more processes than GPUs; take --nproc-per-node 1"):
         Team.join(torch.device("cuda"))
