@@ -300,7 +300,7 @@ def test_the_readme_adds_an_ablation(folder, command, tmp_path):
     shutil.copytree(folder / "data", tmp_path / "data")
     (tmp_path / "mine.py").write_text(EXAMPLE, encoding="utf-8")
     name = re.search(r"def (\w+)", EXAMPLE)[1].replace("_", "-")
-    assert f"python3 mine.py {name}\n" in README
+    assert f"python3 mine.py {name} --output my-ablations\n" in README
     flags = [name, "--seeds", "1", "--epochs", "1", "--output", tmp_path / "out", "--device", "cpu"]
     done = command("mine.py", *flags, cwd=tmp_path, folder=tmp_path)
     assert done.returncode == 0, done.stderr
