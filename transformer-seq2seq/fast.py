@@ -3,6 +3,8 @@ benchmark.py shows what each part gives.
 
 - Matrix products in bfloat16, where the processor has instructions for them; weights, sums, norms, softmax
   and attention stay in fp32 (the backward pass of PyTorch's CPU attention is slow in bfloat16).
+- Their number of rows rounded up, so that there are few different ones: for bfloat16 PyTorch's library
+  compiles a product for every shape, which takes milliseconds, and keeps a thousand of them in memory.
 - Dropout drawn from whole random bytes, eight from every call of the generator.
 - The loss a few hundred positions at a time, so that the logits of a batch are never in memory at once.
 """
@@ -15,6 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from pairs import IGNORE
+
+ROWS = 256
 CHUNK = 512  # positions whose logits are held at once
 
 
@@ -39,6 +44,15 @@ def byte_dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool
     return x * ((bytes_ >= dropped) * x.new_tensor(256 / (256 - dropped)))
 
 
+def even_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """F.linear; in bfloat16 on a multiple of ROWS rows, of which those that are added are zero."""
+    if not torch.is_autocast_enabled("cpu"):
+        return F.linear(x, weight, bias)
+    rows = x.bfloat16().flatten(0, -2)  # (N, D)
+    added = -len(rows) % ROWS
+    return F.linear(F.pad(rows, (0, 0, 0, added)), weight, bias)[: len(rows)].view(*x.shape[:-1], -1)
+
+
 def fp32_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
     """F.scaled_dot_product_attention in fp32, whatever the precision of its arguments."""
     with torch.autocast("cpu", enabled=False):
@@ -46,9 +60,13 @@ def fp32_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = N
 
 
 class CpuFunctions(TorchFunctionMode):
-    """While it is entered, calls of two of PyTorch's functions, wherever they stand, go to those above."""
+    """While it is entered, calls of three of PyTorch's functions, wherever they stand, go to those above."""
 
-    faster = {F.dropout: byte_dropout, F.scaled_dot_product_attention: fp32_attention}  # noqa: RUF012
+    faster = {  # noqa: RUF012
+        F.linear: even_linear,
+        F.dropout: byte_dropout,
+        F.scaled_dot_product_attention: fp32_attention,
+    }
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         return self.faster.get(function, function)(*args, **(kwargs or {}))
@@ -76,10 +94,11 @@ def token_losses(
     """
     weight, bias = weight[:-1], bias[:-1]
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    added = -len(labels) % ROWS  # rows whose label says that they are not scored
     nll = F.linear_cross_entropy(
-        states.to(dtype),
+        F.pad(states.to(dtype), (0, 0, 0, added)),
         weight.to(dtype),
-        labels,
+        F.pad(labels, (0, added), value=IGNORE),
         linear_bias=bias.to(dtype),
         reduction="sum",
         options=torch.nn.LinearCrossEntropyOptions(

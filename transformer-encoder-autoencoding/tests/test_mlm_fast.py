@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fast
 from encoder import EncoderConfig, MaskedLanguageModel
@@ -68,10 +69,38 @@ def test_the_models_own_dropout_and_attention_are_replaced_within_and_only_there
         monkeypatch.setitem(CpuFunctions.faster, function, watched)
     with fast_training(CPU, "bf16"):
         model(IDS)
-    assert set(calls) == {fast.byte_dropout, fast.fp32_attention}
+    assert set(calls) == {fast.even_linear, fast.byte_dropout, fast.fp32_attention}
     calls.clear()
     model(IDS)
     assert not calls
+
+
+class Products(TorchDispatchMode):
+    """While it is entered, notes the shapes of the matrix products, as PyTorch carries them out."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            self.shapes.add(tuple(tuple(arg.shape) for arg in args[-2:]))
+        return function(*args, **(kwargs or {}))
+
+
+def test_batches_of_many_sizes_have_products_of_few_shapes_in_bf16(model):
+    """For a shape that it has not met, PyTorch's library compiles a product, and keeps it in memory."""
+
+    def shapes(sentences, length, precision):
+        ids = torch.randint(5, 40, (sentences, length))
+        with Products() as products:
+            with fast_training(CPU, precision):
+                logits = model(ids, ids > 20)
+            logits.float().sum().backward()
+        return products.shapes
+
+    assert shapes(2, 3, "bf16") == shapes(5, 7, "bf16") != shapes(60, 8, "bf16")
+    assert shapes(2, 3, "fp32") != shapes(5, 7, "fp32")
 
 
 def test_attention_stays_in_fp32_under_bf16():
