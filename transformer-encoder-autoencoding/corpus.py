@@ -189,12 +189,14 @@ def corrupt(
     counts = eligible.sum(dim=1, keepdim=True)
     wanted = (counts * mask_prob).round().clamp(min=1).minimum(counts)  # (B, 1)
     lottery = torch.rand(ids.shape, generator=generator).masked_fill(~eligible, 2.0)
-    drawn = lottery.argsort(dim=1).argsort(dim=1) < wanted  # the `wanted` lowest tickets of each row
+    ranks = lottery.argsort(dim=1).argsort(dim=1)  # of tickets .7 .2 .9 .4 the ranks are 2 0 3 1
+    drawn = ranks < wanted
     labels = ids.where(drawn, torch.tensor(IGNORE))
 
     fate = torch.rand(ids.shape, generator=generator)
     random_ids = torch.randint(max(1, vocab_size - len(SPECIAL_TOKENS)), ids.shape, generator=generator)
-    for special_id in sorted(vars(special).values()):  # step over the special ids, so that none is drawn
+    # Of five ids of which 1 and 3 are special, 0 1 2 are drawn: stepping over 1, then over 3, gives 0 2 4.
+    for special_id in sorted(vars(special).values()):
         random_ids += random_ids >= special_id
     inputs = ids.masked_fill(drawn & (fate < 0.8), special.mask)
     inputs = inputs.where(~drawn | (fate < 0.8) | (fate >= 0.9), random_ids)

@@ -215,7 +215,7 @@ class Plan(Sequence):
         place = int(np.searchsorted(self.ends, position, side="right"))
         if place != self.planned:
             self.planned, self.batches = place, self.plan(self.order[place])
-        return self.batches[position - int(self.ends[place])]  # counted from the block's end
+        return self.batches[position - int(self.ends[place])]  # negative: counted from the block's end
 
     def block(self, number: int) -> np.ndarray:
         """The indices of a block, in the order of the corpus. What was read of other blocks leaves memory."""
