@@ -123,8 +123,8 @@ class BpeDropout:
         A row that would grow beyond max_length, or by more than 1.5 times the rate above the longest of them
         all, is split no further: some would grow far more than most, and fill the batch with padding.
         """
-        # Two rows, ids a b c | d e, lengths 3 2: if b and e are split, ids a b1 b2 c | d e1 e2, lengths 4 3, and
-        # in the next round lots are drawn for b1, b2, e1 and e2, which are new.
+        # Of two rows, ids: a b c | d e, lengths: 3 2, let b and e be split. Then ids: a b1 b2 c | d e1 e2,
+        # lengths: 4 3, and in the next round lots are drawn for b1, b2, e1 and e2, which are new.
         real = rows != padding
         ids, lengths = rows[real], real.sum(axis=1)
         limit = min(self.max_length, math.ceil(lengths.max() * (1 + 1.5 * self.rate)))
