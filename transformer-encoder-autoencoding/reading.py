@@ -13,6 +13,7 @@ from tqdm import tqdm
 from cli import InputError
 from store import fingerprint
 
+LONGEST = 2**26  # bytes of a line
 MOST_HELD_OUT = 1000  # sentences
 SAMPLE = 100_000_000  # bytes of text from which a vocabulary is learnt; of more text, an evenly spread part
 
@@ -21,9 +22,11 @@ def numbered_lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
     """The lines of a binary stream as text, stripped, blank ones skipped, a byte order mark dropped, each
     with its number, from 1.
 
-    Raises InputError at a line that is not UTF-8 text, naming it.
+    Raises InputError at a line that is not UTF-8 text, or is too long to be held in memory, naming it.
     """
-    for number, raw in enumerate(stream, start=1):
+    for number, raw in enumerate(iter(lambda: stream.readline(LONGEST + 1), b""), start=1):
+        if len(raw) > LONGEST:  # as of an endless stream without a line's end
+            raise InputError(f"{name}, line {number}: is longer than {LONGEST >> 20} MB; break it into lines")
         if number == 1 and raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
             raise InputError(f"{name}: is UTF-16; save it as UTF-8")
         try:
@@ -38,20 +41,15 @@ def numbered_lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-def decode_lines(stream: BinaryIO, name: str) -> Iterator[str]:
-    """The lines of numbered_lines without their numbers."""
-    return (line for _, line in numbered_lines(stream, name))
-
-
 def lines_of(path: Path) -> Iterator[str]:
-    """All lines of a text file, as decode_lines gives them.
+    """All lines of a text file, as numbered_lines gives them.
 
     Raises InputError where there is no such file, or nothing but blank lines in it.
     """
     check(path)
     line = None
     with path.open("rb") as stream:
-        for line in decode_lines(stream, str(path)):
+        for _, line in numbered_lines(stream, str(path)):
             yield line
     if line is None:
         raise InputError(f"{path}: holds no text; a file with a sentence a line is needed")

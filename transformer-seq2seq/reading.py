@@ -17,6 +17,7 @@ from tqdm import tqdm
 from cli import InputError, warn
 from store import fingerprint
 
+LONGEST = 2**26  # bytes of a line
 MOST_HELD_OUT = 1000  # sources
 SAMPLE = 100_000_000  # bytes of pairs from which a vocabulary is learnt; of more, an evenly spread part
 
@@ -33,9 +34,11 @@ class Pair:
 def decode_lines(stream: BinaryIO, name: str) -> Iterator[str]:
     """The lines of a binary stream as text, without their ends, a byte order mark dropped.
 
-    Raises InputError at a line that is not UTF-8 text, naming it.
+    Raises InputError at a line that is not UTF-8 text, or is too long to be held in memory, naming it.
     """
-    for number, raw in enumerate(stream, start=1):
+    for number, raw in enumerate(iter(lambda: stream.readline(LONGEST + 1), b""), start=1):
+        if len(raw) > LONGEST:  # as of an endless stream without a line's end
+            raise InputError(f"{name}, line {number}: is longer than {LONGEST >> 20} MB; break it into lines")
         if number == 1 and raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
             raise InputError(f"{name}: is UTF-16; save it as UTF-8")
         try:

@@ -7,6 +7,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from corpus import (
     corrupt,
     train_tokenizer,
 )
-from reading import Text, decode_lines, draw_held_out, lines_of
+from reading import Text, draw_held_out, lines_of, numbered_lines
 
 SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 some_sentences = st.lists(st.sampled_from([f"sentence {i}" for i in range(60)]), min_size=2, max_size=120)
@@ -36,7 +37,12 @@ any_text = st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=60).
 
 
 def lines(raw):
-    return list(decode_lines(io.BytesIO(raw), "text"))
+    return [line for _, line in numbered_lines(io.BytesIO(raw), "text")]
+
+
+def test_an_endless_line_is_refused_before_it_fills_the_memory():
+    with Path("/dev/zero").open("rb") as stream, pytest.raises(InputError, match="is longer than 64 MB"):
+        list(numbered_lines(stream, "zero"))
 
 
 def plain_tokens(tokenizer, text):

@@ -1,8 +1,10 @@
 """From files to batches: what is read, what is held out, how it is tokenized and grouped."""
 
 import hashlib
+import io
 import os
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,7 +31,7 @@ few = settings(max_examples=60, deadline=None, database=None, derandomize=True)
 
 
 def lines(content):
-    return list(decode_lines(content.splitlines(keepends=True), "file"))
+    return list(decode_lines(io.BytesIO(content), "file"))
 
 
 def read(tmp_path, content, *columns):
@@ -56,6 +58,11 @@ def test_lines_lose_their_ends_and_the_byte_order_mark_alone():
 def test_a_line_that_is_no_text_is_named(content, reason):
     with pytest.raises(InputError, match=reason):
         lines(content)
+
+
+def test_an_endless_line_is_refused_before_it_fills_the_memory():
+    with Path("/dev/zero").open("rb") as stream, pytest.raises(InputError, match="is longer than 64 MB"):
+        list(decode_lines(stream, "zero"))
 
 
 HEADER = "id\ttarget\tsource\n1\tb\ta\n2\td\tc\n"
