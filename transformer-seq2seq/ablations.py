@@ -17,8 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
@@ -134,8 +134,8 @@ def no_shift(state: Run) -> None:
     """The shift of teacher forcing: the decoder reads the very word that it has to predict."""
     corpus, shifted = state.corpus, state.corpus.batch
 
-    def batch(*args: Any) -> Batch:
-        pairs = shifted(*args)
+    def batch(indices: np.ndarray) -> Batch:
+        pairs = shifted(indices)
         return Batch(pairs.source, pairs.labels.where(pairs.labels != IGNORE, corpus.pad_id), pairs.labels)
 
     corpus.batch = batch

@@ -255,12 +255,7 @@ def parse_args() -> tuple[Namespace, Namespace]:
     own, rest = parser.parse_known_args()
     if own.input and not own.model:
         parser.error("--input needs --model: training reads other files")
-    args = train.parse_args([*rest, "--device", own.device])
-    if args.bpe_dropout:
-        parser.error(
-            "--bpe-dropout is not for the benchmark: all contestants are to train on the same tokens"
-        )
-    return own, args
+    return own, train.parse_args([*rest, "--device", own.device])
 
 
 def read_prompts(path: Path | None) -> list[str]:

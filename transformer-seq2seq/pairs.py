@@ -4,8 +4,6 @@ and pairs of like length are grouped.
 Legend: B pairs of a batch, S and T lengths of their longest source and target, </s> included.
 """
 
-import json
-import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
@@ -94,55 +92,6 @@ class Batch:
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
 
 
-class BpeDropout:
-    """Undoes merges of byte pair encoding at random, so that a word is seen in many splittings.
-
-    BPE-dropout (Provilkov et al. 2020, "BPE-Dropout: Simple and Effective Subword Regularization", section
-    3) leaves out merges while a text is split; here the text is split already, and merges are taken back:
-    with probability `rate` a token becomes the two that it was merged from, and so do these. No text is
-    needed for it, only ids, and the model's vocabulary stays as it is.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, rate: float, max_length: int):
-        """Raises InputError where tokens are not made by merging."""
-        model = json.loads(tokenizer.to_str())["model"] if isinstance(tokenizer, Tokenizer) else {}
-        if not model.get("merges"):
-            raise InputError(
-                "--bpe-dropout needs tokens that are merged, as of --tokenizer bpe; leave it out"
-            )
-        ids, prefix = model["vocab"], model["continuing_subword_prefix"] or ""
-        highest = max(tokenizer.get_vocab().values())
-        self.rate, self.max_length = rate, max_length
-        self.halves = np.full((1 + highest, 2), -1)  # of every token; -1 where it has none
-        for left, right in model["merges"]:
-            self.halves[ids[left + right.removeprefix(prefix)]] = ids[left], ids[right]
-
-    def __call__(self, rows: np.ndarray, padding: int, rng: np.random.Generator) -> np.ndarray:
-        """rows (B, S), padded -> the same texts in more tokens, (B, S') padded.
-
-        A row that would grow beyond max_length, or by more than 1.5 times the rate above the longest of them
-        all, is split no further: some would grow far more than most, and fill the batch with padding.
-        """
-        # Of two rows, ids: a b c | d e, lengths: 3 2, let b and e be split. Then ids: a b1 b2 c | d e1 e2,
-        # lengths: 4 3, and in the next round lots are drawn for b1, b2, e1 and e2, which are new.
-        real = rows != padding
-        ids, lengths = rows[real], real.sum(axis=1)
-        limit = min(self.max_length, math.ceil(lengths.max() * (1 + 1.5 * self.rate)))
-        new = np.ones(len(ids), dtype=bool)  # tokens whose lot has not been drawn
-        while new.any():
-            row = np.repeat(np.arange(len(rows)), lengths)
-            split = new & (self.halves[ids, 0] >= 0) & (rng.random(len(ids)) < self.rate)
-            split &= (lengths + np.bincount(row[split], minlength=len(rows)) <= limit)[row]
-            pieces = np.where(
-                split[:, None], self.halves[ids], np.stack([ids, np.full_like(ids, -1)], axis=1)
-            )
-            ids, new = pieces[pieces >= 0], np.repeat(split, 1 + split)
-            lengths = lengths + np.bincount(row[split], minlength=len(rows))
-        out = np.full((len(rows), lengths.max()), padding)
-        out[np.arange(out.shape[1]) < lengths[:, None]] = ids
-        return out
-
-
 class PairCorpus:
     """Tokenized pairs, each side ending in </s>, in memory or, of any size, on disk."""
 
@@ -167,23 +116,15 @@ class PairCorpus:
     def __len__(self) -> int:
         return len(self.source.lengths)
 
-    def batch(
-        self,
-        indices: np.ndarray,
-        bpe_dropout: BpeDropout | None = None,
-        rng: np.random.Generator | None = None,
-    ) -> Batch:
-        """The pairs with these indices, on demand with other splittings, which rng draws."""
+    def batch(self, indices: np.ndarray) -> Batch:
+        """The pairs with these indices."""
         source, labels = self.source.rows(indices, self.pad_id), self.target.rows(indices, IGNORE)
-        if bpe_dropout:
-            source, labels = bpe_dropout(source, self.pad_id, rng), bpe_dropout(labels, IGNORE, rng)
         start = np.full((len(labels), 1), self.pad_id)
         read = np.concatenate([start, np.where(labels == IGNORE, self.pad_id, labels)[:, :-1]], axis=1)
         return Batch(*map(torch.from_numpy, (source, read, labels)))
 
     def plan(self, batch_tokens: int, seed: int | list[int]) -> Plan:
-        """One epoch's batches of pairs, as the seed has them: before any BpeDropout, B * max(S, T) is at most
-        batch_tokens."""
+        """One epoch's batches of pairs, B * max(S, T) <= batch_tokens, as the seed has them."""
         return Plan([self.source, self.target], batch_tokens, seed)
 
 

@@ -28,7 +28,7 @@ import pretrained
 from cli import InputError, Interrupt, Parser, claimed, pick_device, real, run, warn, whole
 from fast import best_precision
 from marian_tokenizer import FILES, MarianTokenizer
-from pairs import PAD, BpeDropout, PairCorpus, load_tokenizer, tokenize, train_tokenizer
+from pairs import PAD, PairCorpus, load_tokenizer, tokenize, train_tokenizer
 from parallel import Team
 from reading import Pairs
 from store import Store, fingerprint
@@ -40,14 +40,7 @@ DEFAULT_EPOCHS = 60
 VOCAB_SIZE = {"word": 30_000, "bpe": 8_000}
 SMALL_BATCH, LARGE_BATCH = 1024, 4096
 OF_INIT = "tokenizer", "vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "dropout"  # not with --init
-FIXED = (
-    "seed",
-    "batch_tokens",
-    "learning_rate",
-    "warmup_steps",
-    "label_smoothing",
-    "bpe_dropout",
-)  # when a run is resumed
+FIXED = "seed", "batch_tokens", "learning_rate", "warmup_steps", "label_smoothing"  # when a run is resumed
 
 
 def parse_args(flags: list[str] | None = None) -> argparse.Namespace:
@@ -87,12 +80,6 @@ def parse_args(flags: list[str] | None = None) -> argparse.Namespace:
     add("--learning-rate", type=real(1e-9, 10), default=2e-3, help="the highest learning rate")
     add("--warmup-steps", type=whole(0), default=100, help="updates until it is reached")
     add("--label-smoothing", type=real(0, 0.99), default=0.1, help="probability spread over all tokens")
-    add(
-        "--bpe-dropout",
-        type=real(0, 0.99),
-        default=0.0,
-        help="probability of splitting a subword in two, anew in every epoch",
-    )
     add("--precision", choices=["fp32", "bf16"], help="of the matrix products (default: fastest)")
     add("--seed", type=whole(0), default=0, help="of weights, order, dropout, and what is held out")
     add("--resume", action="store_true", help="go on from the checkpoint in --output")
@@ -107,8 +94,6 @@ def parse_args(flags: list[str] | None = None) -> argparse.Namespace:
             setattr(args, name, parser.get_default(name))
     if args.d_model % args.n_heads:
         parser.error(f"--d-model {args.d_model} is not a multiple of --n-heads {args.n_heads}")
-    if args.bpe_dropout and args.tokenizer == "word" and not args.init:
-        parser.error("--bpe-dropout needs --tokenizer bpe: words are not split")
     if args.epochs is args.max_steps is args.max_minutes is None:
         args.epochs = DEFAULT_EPOCHS
     if args.pairs is None:
@@ -167,7 +152,6 @@ def prepare(args: argparse.Namespace, team: Team) -> tuple[Run, Tokenizer | Mari
             else:
                 tokenizer = train_tokenizer(pairs.sample("learning the vocabulary"), *vocabulary)
             model = new_model(args, tokenizer).to(team.device)
-        bpe_dropout = BpeDropout(tokenizer, args.bpe_dropout, max_length) if args.bpe_dropout else None
         held_out = PairCorpus.of(pairs.held_out, tokenizer, max_length)
         if not notes:
             tokenize(pairs, tokenizer, max_length, store)
@@ -185,7 +169,7 @@ def prepare(args: argparse.Namespace, team: Team) -> tuple[Run, Tokenizer | Mari
     optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98), eps=1e-9, fused=True)
     fixed = {name: getattr(args, name) for name in FIXED}
     identity = {**fixed, **asdict(model.config), **recipe}
-    run = Run(args, team, model, optimizer, pairs, corpus, held_out, identity, bpe_dropout)
+    run = Run(args, team, model, optimizer, pairs, corpus, held_out, identity)
     if last:
         run.restore(last)
     return run, tokenizer

@@ -18,7 +18,7 @@ import checkpoint
 from checkpoint import Progress
 from cli import InputError, Interrupt
 from fast import CHUNK, fast_training, token_losses
-from pairs import IGNORE, Batch, BpeDropout, PairCorpus
+from pairs import IGNORE, PairCorpus
 from parallel import Team, seed_all
 from reading import Pairs
 from transformer import Transformer
@@ -45,7 +45,6 @@ class Run:
     corpus: PairCorpus
     held_out: PairCorpus
     identity: dict  # what may not change when the run is resumed
-    bpe_dropout: BpeDropout | None = None
     progress: Progress = field(default_factory=Progress)
     kept: dict[str, Tensor] | None = None  # the weights chosen so far
 
@@ -59,15 +58,13 @@ class Run:
         seed_all(args.seed, progress.step, team.rank)  # dropout
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(progress.step, done, args.learning_rate, args.warmup_steps)
-        rng = np.random.default_rng([args.seed, progress.step])  # the same in all processes
-        batch = self.corpus.batch(indices, self.bpe_dropout, rng)
-        n_tokens = int((batch.labels != IGNORE).sum())
+        n_tokens = int(self.corpus.target.lengths[indices].sum())
 
         self.model.train()
         self.optimizer.zero_grad()
         loss = nll = torch.zeros(())
-        batch = Batch(*map(team.share, vars(batch).values())).to(self.device)
-        if len(batch.labels):
+        if len(share := team.share(indices)):
+            batch = self.corpus.batch(share).to(self.device)
             scored = batch.labels != IGNORE
             with fast_training(self.device, args.precision):
                 states = self.model.states(batch.source, batch.target)[scored]  # (N, D)

@@ -11,8 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
 
 from cli import InputError
 from pairs import (
@@ -20,7 +18,6 @@ from pairs import (
     IGNORE,
     PAD,
     UNK,
-    BpeDropout,
     PairCorpus,
     to_text,
     train_tokenizer,
@@ -365,83 +362,6 @@ def test_few_distinct_sources_hold_out_no_half_of_a_corpus(tmp_path, capsys):
     assert len(pairs.held_out) == 10_000 and sum(1 for _ in pairs) == 25_000
     pairs.warn()
     assert "few sources are distinct: 25000 of 50000 pairs" in capsys.readouterr().err
-
-
-# ---------------------------------------------------------------------------------------- BPE-dropout
-
-
-def padded(rows, padding=-1):
-    """Lists of ids as an array."""
-    out = np.full((len(rows), max(map(len, rows))), padding)
-    for line, row in zip(out, rows, strict=True):
-        line[: len(row)] = row
-    return out
-
-
-@few
-@given(
-    st.lists(st.lists(st.sampled_from(["The", "cook", "eats", "capital", "ü"]), min_size=1), min_size=1),
-    st.floats(0.01, 0.99),
-    st.integers(0, 30),
-    st.integers(0, 9),
-)
-def test_other_splittings_are_of_the_same_text_and_end_alike(bpe, texts, rate, room, seed):
-    rows = [encoding.ids for encoding in bpe.encode_batch([" ".join(words) for words in texts])]
-    longest = max(map(len, rows))
-    split = BpeDropout(bpe, rate, longest + room)(padded(rows), -1, np.random.default_rng(seed))
-    assert split.shape[1] <= min(longest + room, np.ceil(longest * (1 + 1.5 * rate)))
-    for before, after in zip(rows, split, strict=True):
-        after = after[after != -1].tolist()
-        assert len(after) >= len(before) and after.count(0) == before.count(0) and after[-1] == 0
-        assert to_text(bpe, after[:-1]) == to_text(bpe, before[:-1])
-
-
-def test_a_token_is_split_at_the_given_rate_and_its_halves_as_well(bpe):
-    dropout = BpeDropout(bpe, 0.2, 100)
-    whole = [i for i in range(bpe.get_vocab_size()) if dropout.halves[i, 0] >= 0]
-    twice = next(i for i in whole if set(dropout.halves[i]) & set(whole))  # a half can be split again
-    other = bpe.token_to_id("t")  # of a single byte: is never split, and gives the rows room to grow
-    rows = np.full((20_000, 20), other)
-    rows[:, 0] = twice
-    split = dropout(rows, -1, np.random.default_rng(0))
-    share = (split[:, 0] != twice).mean()
-    assert abs(share - 0.2) < 4 * (0.2 * 0.8 / len(rows)) ** 0.5
-    growth = (split != -1).sum(axis=1) - rows.shape[1]
-    halves = len(set(dropout.halves[twice]) & set(whole))
-    again = (growth > 1).mean() / share  # of those that were split
-    assert abs(again - (1 - 0.8**halves)) < 4 * (0.25 / (share * len(rows))) ** 0.5
-
-
-def test_merges_are_undone_in_their_own_order(bpe):
-    dropout, token = BpeDropout(bpe, 0.5, 100), bpe.id_to_token
-    split = [i for i in range(bpe.get_vocab_size()) if dropout.halves[i, 0] >= 0]
-    assert len(split) == bpe.get_vocab_size() - 256 - 3  # all but single bytes and special tokens
-    for i in split:
-        assert "".join(map(token, dropout.halves[i].tolist())) == token(i)
-        assert max(dropout.halves[i]) < i
-
-
-def test_merges_into_pieces_with_a_prefix_are_undone():
-    pieces = Tokenizer(BPE({"h": 0, "##e": 1, "he": 2}, [("h", "##e")], continuing_subword_prefix="##"))
-    assert BpeDropout(pieces, 0.5, 100).halves.tolist() == [[-1, -1], [-1, -1], [0, 1]]
-
-
-def test_words_are_never_split(tokenizer):
-    with pytest.raises(InputError, match="--bpe-dropout needs tokens that are merged"):
-        BpeDropout(tokenizer, 0.1, 100)
-
-
-def test_a_batch_of_other_splittings_is_shifted_as_any(bpe):
-    corpus = corpus_of(bpe, [("The cook eats", "The child eats cake"), ("The", "Rome is the capital")])
-    dropout, indices = BpeDropout(bpe, 0.5, 100), np.array([1, 0])
-    batches = [corpus.batch(indices, dropout, np.random.default_rng(seed)) for seed in (0, 0, 1)]
-    assert all(map(torch.equal, vars(batches[0]).values(), vars(batches[1]).values()))
-    assert batches[0].labels.tolist() != batches[2].labels.tolist()
-    for batch in batches:
-        real = batch.labels != IGNORE
-        assert (batch.target[:, 0] == corpus.pad_id).all()
-        assert torch.equal(batch.target[:, 1:][real[:, 1:]], batch.labels[:, :-1][real[:, 1:]])
-        assert batch.labels[real].tolist().count(0) == len(indices)
 
 
 # -------------------------------------------------------------------------------------------- batches

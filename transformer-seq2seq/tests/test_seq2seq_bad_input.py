@@ -296,8 +296,6 @@ REFUSED = {  # by topic: the command line, what the line on stderr must say
         ("train.py --learning-rate inf", "--learning-rate: needs a number"),
         ("train.py --learning-rate nan", "--learning-rate: needs a number"),
         ("train.py --label-smoothing -0.1", "--label-smoothing: needs a number"),
-        ("train.py --bpe-dropout 1", "--bpe-dropout: needs a number"),
-        ("train.py --bpe-dropout 0.1", "--bpe-dropout needs --tokenizer bpe"),
         ("train.py --batch-tokens 0", "--batch-tokens: needs a whole number"),
         ("train.py --epochs 0", "--epochs: needs a whole number"),
         ("train.py --max-steps -5", "--max-steps: needs a whole number"),

@@ -131,21 +131,6 @@ def test_an_interrupted_run_goes_on_exactly(begin, steps):
     assert [json.loads(line) for line in lines] == second.progress.curve
 
 
-def test_other_splittings_come_again_when_a_run_is_resumed(begin):
-    flags = ["--tokenizer", "bpe", "--vocab-size", 320, "--max-steps", 8]
-    usual, _ = begin(*flags)
-    usual.train(Never())
-    flags += ["--bpe-dropout", 0.3]
-    whole, _ = begin(*flags)
-    whole.train(Never())
-    first, _ = begin(*flags)
-    first.train(After(first.progress, 5))
-    second, _ = begin(*flags, "--resume")
-    second.train(Never())
-    assert_same_weights(weights_of(second), weights_of(whole))
-    assert second.progress.tokens == whole.progress.tokens > usual.progress.tokens
-
-
 def test_a_finished_run_goes_on_with_a_larger_budget(begin):
     first, _ = begin()
     first.train(Never())
@@ -188,7 +173,6 @@ def test_training_counts_epochs_and_uses_every_pair_alike(begin, monkeypatch):
         ((), [("another corpus", "altogether", ""), ("and", "more", "")], r"files \['[0-9a-f]{8}…'\]"),
         (("--tokenizer", "bpe"), None, r"vocabulary \['word', 30000\], not \['bpe', 8000\]"),
         (("--max-length", 20), None, "max_length 16, not 20"),
-        (("--bpe-dropout", 0.1, "--tokenizer", "bpe"), None, "vocabulary"),
     ],
 )
 def test_another_run_is_not_resumed(begin, flags, pairs, name):
