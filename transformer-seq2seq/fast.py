@@ -44,13 +44,38 @@ def byte_dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool
     return x * ((bytes_ >= dropped) * x.new_tensor(256 / (256 - dropped)))
 
 
-def even_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """F.linear; in bfloat16 on a multiple of ROWS rows, of which those that are added are zero."""
-    if not torch.is_autocast_enabled("cpu"):
-        return F.linear(x, weight, bias)
-    rows = x.bfloat16().flatten(0, -2)  # (N, D)
-    added = -len(rows) % ROWS
-    return F.linear(F.pad(rows, (0, 0, 0, added)), weight, bias)[: len(rows)].view(*x.shape[:-1], -1)
+def even(x: Tensor) -> Tensor:
+    """x (..., D) -> its rows in bfloat16, and zeros up to the next multiple of ROWS (N, D)."""
+    rows = x.flatten(0, -2)
+    out = rows.new_empty(len(rows) + -len(rows) % ROWS, rows.size(1), dtype=torch.bfloat16)
+    out[: len(rows)] = rows
+    out[len(rows) :] = 0
+    return out
+
+
+class EvenLinear(torch.autograd.Function):
+    """F.linear in bfloat16, in products of a multiple of ROWS rows; gradients are in the arguments' types."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        rows, narrow = even(x), weight.bfloat16()
+        ctx.save_for_backward(rows, narrow)
+        ctx.types = x.dtype, weight.dtype, bias.dtype
+        out = torch.addmm(bias.bfloat16(), rows, narrow.T)
+        return out[: x[..., 0].numel()].view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rows, weight = ctx.saved_tensors
+        shape, upper = gradient.shape[:-1], even(gradient)  # (N, D_out)
+        x = (upper @ weight)[: shape.numel()].view(*shape, -1)
+        gradients = x, upper.T @ rows, upper.sum(dim=0)
+        return tuple(part.to(kind) for part, kind in zip(gradients, ctx.types, strict=True))
+
+
+def even_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """F.linear, where the precision is bfloat16 as EvenLinear."""
+    return (EvenLinear.apply if torch.is_autocast_enabled("cpu") else F.linear)(x, weight, bias)
 
 
 def fp32_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
