@@ -27,21 +27,23 @@ def hide(words: list[str], i: int) -> str:
     return " ".join([*words[:i], MASK, *words[i + 1 :]])
 
 
-def pipelines(directory: Path, device: torch.device, top_k: int) -> dict[str, Engine]:
-    """transformers' fill-mask pipeline for so many answers each: as it is used without further thought, and
-    in batches."""
+def pipelines(directory: Path, device: torch.device) -> list[dict[str, Engine]]:
+    """transformers' fill-mask pipeline, as it is used without further thought and in batches: for TOP_K
+    answers to each sentence, and for one."""
     from transformers import pipeline
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    pipe = pipeline("fill-mask", str(directory), device=device, top_k=top_k)
+    pipe = pipeline("fill-mask", str(directory), device=device)
 
-    def in_batches(size: int) -> Engine:
+    def in_batches(size: int, top_k: int) -> Engine:
         return lambda masked: [
-            (found[0]["token_str"].strip(), found[0]["score"]) for found in pipe(masked, batch_size=size)
+            (found[0]["token_str"].strip(), found[0]["score"])
+            for found in pipe(masked, batch_size=size, top_k=top_k)
         ]
 
-    return {f"Hugging Face, {size} at a time": in_batches(size) for size in (1, 16, 64)}
+    sizes = 1, 16, 64
+    return [{f"Hugging Face, {n} at a time": in_batches(n, top_k) for n in sizes} for top_k in (TOP_K, 1)]
 
 
 def agreement(mine: Answers, other: Answers) -> str:
@@ -77,7 +79,7 @@ def main(directory: Path, texts: list[str], device: torch.device, rounds: int) -
         found = score([Sentence(" ".join(words), "") for words in scored], model, tokenizer, device)
         return sum(len(result["tokens"]) for result in found), []
 
-    fills, scores = pipelines(directory, device, TOP_K), pipelines(directory, device, 1)
+    fills, scores = pipelines(directory, device)
     tasks = {
         "filling: sentences": {
             "ours": ours_fills,

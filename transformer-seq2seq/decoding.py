@@ -106,8 +106,8 @@ def generate(
 
     source (B, S) -> for each sentence at most `beam` hypotheses of at most max_length tokens, best first.
     A sentence is done when it has `beam` finished hypotheses and none of the unfinished, were it to end
-    now, would rank before the last of them; it then leaves the batch. Of the
-    candidates that end, those among the best n finish: a worse one must not end before a better one goes on.
+    now, would rank before the last of them; it then leaves the batch. Of the candidates that end, those among
+    the best n finish: a worse one must not end before a better one goes on.
 
     Indices: entry b of the batch is sentence[b] of the source; its beam i is row b n + i of the cache.
     """

@@ -29,8 +29,7 @@ def answer_all(model: Transformer, tokenizer: Tokenizer, sources: list[str]) -> 
 
 
 def is_reference(output: str, pair: Pair) -> bool:
-    """Whether an output is the reference to the letter, but for what a tokenizer here does not keep: repeated
-    spaces, and of how many code points an accented letter is made."""
+    """Whether an output is the reference to the letter, as plain text."""
     return output == plain(pair.target)
 
 

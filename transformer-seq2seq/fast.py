@@ -118,13 +118,12 @@ def token_losses(
     out; labels (N) -> that sum, and the sum of -log p(y) alone (nats; in bf16 to three digits).
     """
     weight, bias = weight[:-1], bias[:-1]
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    added = -len(labels) % ROWS  # rows whose label says that they are not scored
+    rows = even(states) if precision == "bf16" else states
     nll = F.linear_cross_entropy(
-        F.pad(states.to(dtype), (0, 0, 0, added)),
-        weight.to(dtype),
-        F.pad(labels, (0, added), value=IGNORE),
-        linear_bias=bias.to(dtype),
+        rows,
+        weight.to(rows.dtype),
+        F.pad(labels, (0, len(rows) - len(labels)), value=IGNORE),  # what even has added is not scored
+        linear_bias=bias.to(rows.dtype),
         reduction="sum",
         options=torch.nn.LinearCrossEntropyOptions(
             batch_chunk_size=CHUNK, chunking_method=None, acc_policy="compact"
