@@ -31,6 +31,7 @@ from reading import decode_lines, open_text
 from transformer import Transformer
 
 HERE = Path(__file__).parent
+BATCHES = 32  # so many are read and held at a time, and those of like length decoded together
 
 
 def parse_args() -> argparse.Namespace:
@@ -94,10 +95,11 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def encode(
-    prompts: list[str], places: list[str], model: Transformer, tokenizer: Tokenizer
+def look_up(
+    prompts: list[str], places: list[str], model: Transformer, tokenizer: Tokenizer, unknown: dict[str, None]
 ) -> list[list[int]]:
-    """The ids of prompts; places says of each where it comes from.
+    """The ids of prompts; places says of each where it comes from. Words that the model does not know are
+    added to `unknown`, a set in order.
 
     Raises InputError, naming the place, where one is empty or too long for the model.
     """
@@ -106,8 +108,7 @@ def encode(
             prompt.encode()
         except UnicodeEncodeError:  # how Python holds bytes of the command line that are not UTF-8
             raise InputError(f"{place} is not UTF-8 text; write it in UTF-8") from None
-    unk, limit, unknown = tokenizer.token_to_id(UNK), model.config.max_length, {}
-    rows = []
+    unk, limit, rows = tokenizer.token_to_id(UNK), model.config.max_length, []
     for place, prompt, encoding in zip(places, prompts, tokenizer.encode_batch(prompts), strict=True):
         if len(encoding) < 2:
             raise InputError(f"{place} is empty; give it a text")
@@ -116,13 +117,27 @@ def encode(
         if unk in encoding.ids:
             spans = zip(encoding.offsets, encoding.ids, strict=True)
             words = [prompt[start:end].strip() for (start, end), token in spans if token == unk]
-            unknown |= dict.fromkeys(filter(None, words))  # a set in order
+            unknown |= dict.fromkeys(filter(None, words))
         rows.append(encoding.ids)
-    if unknown:
-        words = [word if len(word) < 40 else f"{word[:39]}…" for word in unknown]
-        more = f" and {len(words) - 5} more" if len(words) > 5 else ""
-        warn(f"unknown to the model, which sees {UNK} for it: {', '.join(words[:5])}{more}")
     return rows
+
+
+def encode(
+    prompts: list[str], places: list[str], model: Transformer, tokenizer: Tokenizer
+) -> list[list[int]]:
+    """As look_up, with a warning that names unknown words."""
+    unknown: dict[str, None] = {}
+    rows = look_up(prompts, places, model, tokenizer, unknown)
+    warn_of(unknown)
+    return rows
+
+
+def warn_of(unknown: dict[str, None]) -> None:
+    """Say which words the model does not know, if there are any."""
+    if unknown:
+        words = [word if len(word) < 40 else f"{word[:39]}…" for word in islice(unknown, 5)]
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        warn(f"unknown to the model, which sees {UNK} for it: {', '.join(words)}{more}")
 
 
 def sound(found: list[list[Hypothesis]]) -> list[list[Hypothesis]]:
@@ -200,6 +215,25 @@ def converse(model: Transformer, tokenizer: Tokenizer, args: argparse.Namespace)
         show(prompt, texts, hypotheses, args, sys.stdout)
 
 
+def encoded_chunks(
+    lines: Iterator[str],
+    name: str,
+    size: int,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    unknown: dict[str, None],
+) -> Iterator[tuple[list[str], dict[int, list[int]]]]:
+    """Read so many lines at a time: the lines, and the ids of those that are not blank, by their place
+    among them."""
+    before = 0
+    while chunk := list(islice(lines, size)):
+        asked = [i for i, line in enumerate(chunk) if line.strip()]
+        places = [f"{name}, line {before + i + 1}," for i in asked]
+        ids = look_up([chunk[i] for i in asked], places, model, tokenizer, unknown)
+        yield chunk, dict(zip(asked, ids, strict=True))
+        before += len(chunk)
+
+
 def filter_lines(
     lines: Iterator[str],
     name: str,
@@ -208,26 +242,24 @@ def filter_lines(
     args: argparse.Namespace,
     out: TextIO,
 ) -> list[str]:
-    """Answer every line, in order, reading and holding a few thousand at a time; a blank one gives a blank
-    line. Returns the best outputs if there are references to compare them with."""
-    decode, best, blank = decoder(model, args), [], 0
+    """Answer every line, in order; a blank one gives a blank line. Returns the best outputs if there are
+    references to compare them with."""
+    decode, best, answered, unknown = decoder(model, args), [], 0, {}
     with tqdm(unit="line", delay=1, dynamic_ncols=True) as bar:
-        while chunk := list(islice(lines, 32 * args.batch_size)):
-            places = [f"{name}, line {bar.n + i}," for i in range(1, len(chunk) + 1)]
-            asked = [i for i, line in enumerate(chunk) if line.strip()]
-            blank += len(chunk) - len(asked)
-            ids = encode([chunk[i] for i in asked], [places[i] for i in asked], model, tokenizer)
-            found = dict(zip(asked, decode(ids), strict=True))
+        for chunk, ids in encoded_chunks(lines, name, BATCHES * args.batch_size, model, tokenizer, unknown):
+            found = dict(zip(ids, decode(list(ids.values())), strict=True))
             for i, prompt in enumerate(chunk):
                 hypotheses = found.get(i, [Hypothesis([], 0.0, 0.0)])
                 texts = [to_text(tokenizer, hypothesis.ids) for hypothesis in hypotheses]
                 show(prompt, texts, hypotheses, args, out)
                 if args.references:
                     best.append(texts[0])
+            answered += len(ids)
             bar.update(len(chunk))
-        if bar.n == blank:
+        if not answered:
             raise InputError(f"{name}: holds no text; a prompt a line is needed")
-    if blank:
+    warn_of(unknown)
+    if blank := bar.n - answered:
         warn(f"{name}: {blank} blank lines, left blank in the output")
     return best
 
@@ -284,11 +316,14 @@ def main() -> None:
         if len(references) != len(prompts):
             raise InputError(f"{args.references}: has {len(references)} lines, {name} has {len(prompts)}")
         lines = iter(prompts)
+    if args.input and args.input.is_file():  # no pipe: an error in it comes before the first answer
+        with open_text(args.input) as again:
+            for _ in encoded_chunks(decode_lines(again, name), name, 1000, model, tokenizer, {}):
+                pass
     with output_to(args.output) as out:
         if args.prompts:
-            ids = encode(
-                args.prompts, [f"prompt {i}" for i in range(1, len(args.prompts) + 1)], model, tokenizer
-            )
+            places = [f"prompt {i}" for i in range(1, len(args.prompts) + 1)]
+            ids = encode(args.prompts, places, model, tokenizer)
             for prompt, hypotheses in zip(args.prompts, decoder(model, args)(ids), strict=True):
                 show(prompt, [to_text(tokenizer, h.ids) for h in hypotheses], hypotheses, args, out)
             return

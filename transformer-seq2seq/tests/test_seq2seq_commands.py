@@ -232,6 +232,22 @@ def test_unknown_words_are_named(script, trained):
     assert script("inference", "--model", trained / "model", "Good morning")[2] == ""
 
 
+def test_unknown_words_of_a_file_are_named_once(script, trained, tmp_path):
+    lines = [f"The {animal} eats the bread" for animal in ("zebra", "gnu", "yak", "lynx", "moose", "eel")]
+    (tmp_path / "in.txt").write_text("\n".join(lines * 20), encoding="utf-8")
+    flags = ["--model", trained / "model", "--batch-size", 1, "--input", tmp_path / "in.txt"]
+    (line,) = script("inference", *flags)[2].splitlines()
+    assert "zebra, gnu, yak, lynx, moose and 1 more" in line
+
+
+def test_a_line_that_cannot_be_answered_is_told_before_any_is(script, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("inference.generate_all", lambda *args: pytest.fail("a line was answered"))
+    (tmp_path / "in.txt").write_text("Good morning\n" * 3000 + "cook " * 50, encoding="utf-8")
+    flags = ["--model", trained / "model", "--batch-size", 1, "--input", tmp_path / "in.txt"]
+    status, out, err = script("inference", *flags)
+    assert status == 2 and not out and "line 3001, has" in err
+
+
 def test_an_output_file_is_whole_or_not_there(script, trained, tmp_path, tiny):
     (tmp_path / "in.txt").write_text("Good morning\n" * 3 + "cook " * 50 + "\n", encoding="utf-8")
     flags = ["--batch-size", 1, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt"]
