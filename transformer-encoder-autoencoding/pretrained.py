@@ -144,6 +144,7 @@ def save(directory: Path, model: MaskedLanguageModel, tokenizer: Tokenizer) -> N
 
     Raises InputError or OSError where they cannot be written.
     """
+    model = getattr(model, "_orig_mod", model)  # what torch.compile has wrapped
     config = model.config
     contents = {
         "config.json": {

@@ -3,6 +3,7 @@ lines, what is held out of training, and what remains.
 """
 
 import hashlib
+import unicodedata
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -68,16 +69,23 @@ def check(path: Path) -> Path:
     return path
 
 
+def plain(text: str) -> str:
+    """A text without what a tokenizer here does not keep: repeated spaces, and of how many code points an
+    accented letter is made."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
 def draw_held_out(sentences: Iterable[str], seed: int) -> list[str]:
     """One distinct sentence in twenty, at least one and at most 1,000: those whose BLAKE2b digests, keyed
-    with the seed, come first. Another order of the sentences, or repetitions, make no difference.
+    with the seed, come first. Another order of the sentences, repetitions, or other spaces make no
+    difference.
 
     Raises InputError where there are fewer than two distinct sentences.
     """
     key, last = seed.to_bytes(8, "little"), b"\xff" * 17
     distinct: set[bytes] = set()
     first: dict[bytes, str] = {}
-    for sentence in sentences:
+    for sentence in map(plain, sentences):
         digest = hashlib.blake2b(sentence.encode(), key=key, digest_size=16).digest()
         if len(distinct) < 20 * MOST_HELD_OUT:  # more of them change nothing
             distinct.add(digest)
@@ -122,12 +130,12 @@ class Text:
 
         Raises InputError where none is left.
         """
-        aside, self.sentences, self.left_out = set(self.held_out), 0, 0
+        aside, self.sentences, self.left_out = set(map(plain, self.held_out)), 0, 0
         with tqdm(desc=task, total=self.lines, unit=" lines", unit_scale=True, leave=False, delay=1) as bar:
             for path in self.files:
                 for sentence in lines_of(path):
                     bar.update()
-                    if sentence in aside:
+                    if plain(sentence) in aside:
                         self.left_out += 1
                     else:
                         self.sentences += 1

@@ -6,8 +6,8 @@
 
 Writes to --output (default: results/ beside this file): model/ (a Hugging Face BERT directory),
 metrics.jsonl (a line for every evaluation), metrics.json (the final figures), loss_curve.png, tokens/ (the
-text as token ids, used again while it is the same), and, while it runs, checkpoint.pt and
-checkpoint.before.pt. The model directory is replaced only when a run ends or is interrupted.
+text as token ids, used again while it is the same), checkpoint.pt and
+checkpoint.before.pt (for --resume). The model directory is replaced only when a run ends or is interrupted.
 
 Memory does not grow with the corpus. Of more than 100 MB of text, the vocabulary is learnt from an evenly
 spread part of about that size.
@@ -31,7 +31,7 @@ from encoder import EncoderConfig, MaskedLanguageModel
 from evaluation import Cloze
 from fast import best_precision
 from parallel import Team
-from reading import Text
+from reading import Text, plain
 from store import Store, fingerprint
 from training import Run
 
@@ -59,8 +59,8 @@ def parse_args(flags: list[str] | None = None) -> argparse.Namespace:
     add("--tokenizer", choices=list(VOCAB_SIZE), default="word", help="what a token is")
     add(
         "--vocab-size",
-        type=whole(300, 1_000_000),
-        help="at most so many tokens (default: 30,000 words, 8,000 subwords)",
+        type=whole(10, 1_000_000),
+        help="at most so many tokens (default: 30,000 words, 8,000 subwords; of these at least 300)",
     )
     add("--d-model", type=whole(1, 65_536), default=size["d_model"], help="width")
     add("--n-layers", type=whole(1, 1_000), default=size["n_layers"], help="layers")
@@ -101,6 +101,8 @@ def parse_args(flags: list[str] | None = None) -> argparse.Namespace:
             setattr(args, name, parser.get_default(name))
     if args.d_model % args.n_heads:
         parser.error(f"--d-model {args.d_model} is not a multiple of --n-heads {args.n_heads}")
+    if args.tokenizer == "bpe" and args.vocab_size and args.vocab_size < 300:
+        parser.error(f"--vocab-size {args.vocab_size}: subwords are made of 256 bytes; give 300 or more")
     if args.epochs is args.max_steps is args.max_minutes is None:
         args.epochs = DEFAULT_EPOCHS
     if args.corpus is None:
@@ -221,8 +223,10 @@ def train(args: argparse.Namespace, team: Team) -> None:
             for name in ("train_loss", "held_out_loss", "held_out_accuracy")
         },
     }
-    aside = set(state.text.held_out)
-    recall_tests = [cloze for cloze in recall_tests if cloze.sentence not in aside]
+    if len(progress.parts) > 1:  # a continuation had another budget, device or precision
+        figures["parts"] = progress.parts
+    aside = set(map(plain, state.text.held_out))
+    recall_tests = [cloze for cloze in recall_tests if plain(cloze.sentence) not in aside]
     evaluation.report(state.model, tokenizer, state.text, recall_tests, held_out_tests, figures, args.output)
     evaluation.draw_curve(progress.curve, args.output / "loss_curve.png")
     unigram = evaluation.unigram_loss(state.corpus, state.held_out, state.model.config.vocab_size)

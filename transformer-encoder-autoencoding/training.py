@@ -7,11 +7,13 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 import checkpoint
@@ -30,6 +32,13 @@ def learning_rate(step: int, done: float, peak: float, warmup_steps: int) -> flo
     """Linear warm-up, then half a cosine down to zero, where BERT falls in a line (Devlin et al. 2018,
     appendix A.2); done goes from 0 to 1 as the budget is used up."""
     return peak * min(1.0, (step + 1) / max(1, warmup_steps)) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def within_chance(accuracy: float, best: float, count: int) -> bool:
+    """Whether an accuracy over so many hidden tokens falls short of the best so far by no more than the
+    standard error of their difference, corrected for continuity, which counts where they are few."""
+    mean = (accuracy + best) / 2
+    return best - accuracy <= math.sqrt(2 * mean * (1 - mean) / count) + 1 / count
 
 
 @dataclass
@@ -89,11 +98,24 @@ class Run:
         progress.nll += loss_sum
         progress.nll_tokens += n_hidden
 
+    @cached_property
+    def held_out_windows(self) -> list[tuple[Tensor, Tensor]]:
+        """Inputs and labels (S,), on the device, of each window of the held-out text. Its masks depend on its
+        number alone, so that runs compare whatever their --seed and --batch-tokens."""
+        windows = []
+        for i in range(len(self.held_out)):
+            generator = torch.Generator().manual_seed(i)
+            inputs, labels = self.corrupt(self.held_out.rows(np.array([i])), generator)
+            windows.append((inputs[0], labels[0]))
+        return windows
+
     def held_out_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and labels (B, S) of the held-out text, under masks that depend on the seed alone."""
-        generator = torch.Generator().manual_seed(self.args.seed)
-        for rows in self.held_out.plan(self.args.batch_tokens, self.args.seed):
-            yield self.corrupt(self.held_out.rows(rows), generator)
+        """Inputs and labels (B, S) of the held-out text, always under the same masks."""
+        for rows in self.held_out.plan(self.args.batch_tokens, 0):
+            inputs, labels = zip(*(self.held_out_windows[i] for i in rows), strict=True)
+            inputs = pad_sequence(inputs, batch_first=True, padding_value=self.corpus.special.pad)
+            labels = pad_sequence(labels, batch_first=True, padding_value=IGNORE)
+            yield inputs, labels
 
     def check_finite(self, loss: float) -> None:
         """Raises InputError where a loss is infinite or no number."""
@@ -107,9 +129,8 @@ class Run:
 
     @torch.no_grad()
     def evaluate(self) -> None:
-        """Score the held-out sentences, under masks that depend on the seed alone, and keep the model unless
-        one before it was better by more than a standard error: of equally good models the last, the longest
-        trained."""
+        """Score the held-out sentences, always under the same masks, and keep the model unless one before it
+        was better by more than chance: of equally good models the last, the longest trained."""
         self.model.eval()
         nll, right, count = 0.0, 0, 0
         for inputs, labels in self.held_out_batches():
@@ -133,7 +154,7 @@ class Run:
             }
         )
         progress.nll, progress.nll_tokens = 0.0, 0
-        if accuracy >= progress.best_accuracy - math.sqrt(accuracy * (1 - accuracy) / count):
+        if within_chance(accuracy, progress.best_accuracy, count):
             progress.kept = len(progress.curve) - 1
             self.kept = {
                 name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()
@@ -148,6 +169,10 @@ class Run:
         """Update until a limit is reached or an interrupt asks to stop; evaluate and save on the way. Returns
         whether it was an interrupt."""
         args, progress, team = self.args, self.progress, self.team
+        part = {name: getattr(args, name) for name in ("epochs", "max_steps", "max_minutes", "precision")}
+        part |= {"device": self.device.type, "processes": team.size}
+        if not progress.parts or part.items() - progress.parts[-1].items():  # a continuation may change them
+            progress.parts.append({"from_step": progress.step, **part})
         plan = self.plan(progress.epoch)
         max_steps = min(args.max_steps or math.inf, (args.epochs or math.inf) * len(plan))
         max_seconds = 60 * (args.max_minutes or math.inf)

@@ -24,6 +24,7 @@ class Progress:
     seconds: float = 0.0
     nll: float = 0.0  # -log p of the target tokens since the last evaluation (nats), and their number
     nll_tokens: int = 0
+    parts: list[dict] = field(default_factory=list)  # from which step on which budget, device and precision
     curve: list[dict] = field(default_factory=list)  # a record for every evaluation
     kept: int = 0  # which of them the kept weights belong to
     best_accuracy: float = 0.0

@@ -4,8 +4,7 @@ A beam of n hypotheses grows by one token a step. Greedy decoding is a beam of o
 one that draws its token instead of taking the likeliest. The decoder computes each position once and
 keeps its keys and values in a cache.
 
-Legend: B sentences still being decoded, n beam width, V vocabulary, t tokens generated so far, M the most
-that may be generated.
+Legend: B sentences still being decoded, n beam width, V vocabulary, t tokens generated so far.
 """
 
 import math
@@ -107,7 +106,8 @@ def generate(
     source (B, S) -> for each sentence at most `beam` hypotheses of at most max_length tokens, best first.
     A sentence is done when it has `beam` finished hypotheses and none of the unfinished, were it to end
     now, would rank before the last of them; it then leaves the batch. Of the candidates that end, those among
-    the best n finish: a worse one must not end before a better one goes on.
+    the best n finish: a worse one must not end before a better one goes on. Like all beam search it can, if
+    rarely, end below greedy decoding, whose path may have left the beam on the way.
 
     Indices: entry b of the batch is sentence[b] of the source; its beam i is row b n + i of the cache.
     """

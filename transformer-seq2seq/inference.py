@@ -31,6 +31,7 @@ from reading import decode_lines, open_text
 from transformer import Transformer
 
 HERE = Path(__file__).parent
+MOST_UNKNOWN = 1000  # words are remembered to be warned of
 BATCHES = 32  # so many are read and held at a time, and those of like length decoded together
 
 
@@ -82,8 +83,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.input and args.prompts:
         parser.error("--input and prompts as arguments exclude each other")
-    if args.references and not args.input:
-        parser.error("--references needs --input")
+    if args.references and args.prompts:
+        parser.error("--references compares with lines of --input or of standard input, not with arguments")
     if args.n_best > args.beam and not args.sample:
         parser.error(f"--n-best {args.n_best} needs --beam {args.n_best} or more, or --sample")
     if args.n_best > 1 and not args.prompts and not args.json:
@@ -117,7 +118,8 @@ def look_up(
         if unk in encoding.ids:
             spans = zip(encoding.offsets, encoding.ids, strict=True)
             words = [prompt[start:end].strip() for (start, end), token in spans if token == unk]
-            unknown |= dict.fromkeys(filter(None, words))
+            if len(unknown) < MOST_UNKNOWN:
+                unknown |= dict.fromkeys(filter(None, words))
         rows.append(encoding.ids)
     return rows
 
@@ -136,7 +138,8 @@ def warn_of(unknown: dict[str, None]) -> None:
     """Say which words the model does not know, if there are any."""
     if unknown:
         words = [word if len(word) < 40 else f"{word[:39]}…" for word in islice(unknown, 5)]
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        at_least = "at least " if len(unknown) >= MOST_UNKNOWN else ""
+        more = f" and {at_least}{len(unknown) - 5} more" if len(unknown) > 5 else ""
         warn(f"unknown to the model, which sees {UNK} for it: {', '.join(words)}{more}")
 
 
@@ -306,7 +309,8 @@ def main() -> None:
             references = list(decode_lines(stream, str(args.references)))
     stream = open_text(args.input) if args.input else sys.stdin.buffer
     model, tokenizer = pretrained.load(args.model, device)
-    if not args.prompts and not args.input and not args.output and sys.stdin.isatty():
+    from_terminal = sys.stdin.isatty() and not (args.prompts or args.input)
+    if from_terminal and not (args.output or args.references):
         return converse(model, tokenizer, args)
 
     name = str(args.input or "standard input")

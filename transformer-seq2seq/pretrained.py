@@ -140,6 +140,7 @@ def save(directory: Path, model: Transformer, tokenizer: Tokenizer | MarianToken
 
     Raises InputError or OSError where they cannot be written.
     """
+    model = getattr(model, "_orig_mod", model)  # what torch.compile has wrapped
     config = model.config
     pieces = isinstance(tokenizer, MarianTokenizer)
     ids = {

@@ -7,8 +7,8 @@
 Writes to --output (default: this folder): model/ (a Hugging Face MarianMT directory), samples/metrics.jsonl
 (a line for every evaluation), samples/metrics.json (the final figures), samples/loss_curve.png,
 samples/outputs.tsv (held-out prompts, references, outputs), tokens/ (the pairs as token ids, used again while
-they are the same), and, while it runs, checkpoint.pt and checkpoint.before.pt. The model directory is
-replaced only when a run ends or is interrupted.
+they are the same), checkpoint.pt and checkpoint.before.pt (for --resume). The model directory is replaced
+only when a run ends or is interrupted.
 
 Memory does not grow with the corpus. Of more than 100 MB of pairs, the vocabulary is learnt from an evenly
 spread part of about that size.
@@ -55,8 +55,8 @@ def parse_args(flags: list[str] | None = None) -> argparse.Namespace:
     add("--tokenizer", choices=list(VOCAB_SIZE), default="word", help="what a token is")
     add(
         "--vocab-size",
-        type=whole(300, 1_000_000),
-        help="at most so many tokens (default: 30,000 words, 8,000 subwords)",
+        type=whole(10, 1_000_000),
+        help="at most so many tokens (default: 30,000 words, 8,000 subwords; of these at least 300)",
     )
     add("--d-model", type=whole(1, 65_536), default=size["d_model"], help="width")
     add("--n-layers", type=whole(1, 1_000), default=size["n_encoder_layers"], help="layers of each stack")
@@ -94,6 +94,8 @@ def parse_args(flags: list[str] | None = None) -> argparse.Namespace:
             setattr(args, name, parser.get_default(name))
     if args.d_model % args.n_heads:
         parser.error(f"--d-model {args.d_model} is not a multiple of --n-heads {args.n_heads}")
+    if args.tokenizer == "bpe" and args.vocab_size and args.vocab_size < 300:
+        parser.error(f"--vocab-size {args.vocab_size}: subwords are made of 256 bytes; give 300 or more")
     if args.epochs is args.max_steps is args.max_minutes is None:
         args.epochs = DEFAULT_EPOCHS
     if args.pairs is None:
@@ -219,6 +221,8 @@ def train(args: argparse.Namespace, team: Team) -> None:
         "parameters": n_parameters,
         **{name: progress.curve[progress.kept][name] for name in ("train_loss", "held_out_loss")},
     }
+    if len(progress.parts) > 1:  # a continuation had another budget, device or precision
+        figures["parts"] = progress.parts
     pairs = state.pairs
     evaluation.report(state.model, tokenizer, pairs, pairs.held_out, figures, args.output / "samples")
     evaluation.draw_curve(progress.curve, args.output / "samples" / "loss_curve.png")

@@ -32,6 +32,13 @@ def learning_rate(step: int, done: float, peak: float, warmup_steps: int) -> flo
     return peak * min(1.0, (step + 1) / max(1, warmup_steps)) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
+def within_chance(accuracy: float, best: float, count: int) -> bool:
+    """Whether an accuracy over so many target tokens falls short of the best so far by no more than the
+    standard error of their difference, corrected for continuity, which counts where they are few."""
+    mean = (accuracy + best) / 2
+    return best - accuracy <= math.sqrt(2 * mean * (1 - mean) / count) + 1 / count
+
+
 @dataclass
 class Run:
     """A model in training: update() makes one step, evaluate() adds a record to the curve and keeps the
@@ -96,7 +103,7 @@ class Run:
     @torch.no_grad()
     def evaluate(self) -> None:
         """Score the held-out pairs under teacher forcing, and keep the model unless one before it was
-        better by more than a standard error: of equally good models the last, the longest trained."""
+        better by more than chance: of equally good models the last, the longest trained."""
         self.model.eval()
         nll, right, count = 0.0, 0, 0
         for rows in self.held_out.plan(self.args.batch_tokens, 0):
@@ -124,7 +131,7 @@ class Run:
             }
         )
         progress.nll, progress.nll_tokens = 0.0, 0
-        if accuracy >= progress.best_accuracy - math.sqrt(accuracy * (1 - accuracy) / count):
+        if within_chance(accuracy, progress.best_accuracy, count):
             progress.kept = len(progress.curve) - 1
             self.kept = {
                 name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()
@@ -139,6 +146,10 @@ class Run:
         """Update until a limit is reached or an interrupt asks to stop; evaluate and save on the way. Returns
         whether it was an interrupt."""
         args, progress, team = self.args, self.progress, self.team
+        part = {name: getattr(args, name) for name in ("epochs", "max_steps", "max_minutes", "precision")}
+        part |= {"device": self.device.type, "processes": team.size}
+        if not progress.parts or part.items() - progress.parts[-1].items():  # a continuation may change them
+            progress.parts.append({"from_step": progress.step, **part})
         plan = self.plan(progress.epoch)
         max_steps = min(args.max_steps or math.inf, (args.epochs or math.inf) * len(plan))
         max_seconds = 60 * (args.max_minutes or math.inf)

@@ -10,7 +10,8 @@ Deviations from the paper, and why:
   vectors up to a fixed order of their columns, and the order in which MarianMT checkpoints are trained;
 - the projection to the vocabulary has a bias, as MarianMT's has;
 - the decoder starts from the padding token, whose embedding is zero: a "beginning of sentence" that needs
-  no entry of its own in the vocabulary, as in MarianMT.
+  no entry of its own in the vocabulary, as in MarianMT; its bias keeps it from ever being generated;
+- of MarianMT, whose weights can be loaded, the activation may be swish rather than the paper's ReLU.
 """
 
 import math

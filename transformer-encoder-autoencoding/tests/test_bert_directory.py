@@ -120,6 +120,12 @@ def test_saving_and_loading_changes_no_bit(tmp_path, make_model, tokenizer, tied
     ]
 
 
+def test_a_compiled_model_is_saved_under_the_same_names(tmp_path, directory, tiny, tokenizer):
+    pretrained.save(tmp_path / "compiled", torch.compile(tiny), tokenizer)
+    files = [(folder / "model.safetensors").read_bytes() for folder in (tmp_path / "compiled", directory)]
+    assert files[0] == files[1]
+
+
 def test_a_directory_has_these_files_and_whoever_reads_one_reads_all(directory):
     assert {path.name for path in directory.iterdir()} == FILES
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()}

@@ -89,6 +89,12 @@ def test_loading_gives_back_every_bit(tmp_path, make_model, tokenizer, sizes):
     assert torch.equal(loaded(source, target), model(source, target))
 
 
+def test_a_compiled_model_is_saved_under_the_same_names(tmp_path, directory, tiny, tokenizer):
+    pretrained.save(tmp_path / "compiled", torch.compile(tiny), tokenizer)
+    files = [(folder / "model.safetensors").read_bytes() for folder in (tmp_path / "compiled", directory)]
+    assert files[0] == files[1]
+
+
 def test_config_says_what_marian_needs(directory, tiny):
     config, generation = (
         json.loads((directory / name).read_text()) for name in ("config.json", "generation_config.json")

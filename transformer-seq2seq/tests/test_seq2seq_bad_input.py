@@ -289,7 +289,8 @@ REFUSED = {  # by topic: the command line, what the line on stderr must say
         ("train.py --epochs '1\n2'", "not '1\\n2'"),
         ("train.py --n-layers 0", "--n-layers: needs a whole number"),
         ("train.py --n-layers 1000000", "--n-layers: needs a whole number"),
-        ("train.py --vocab-size 2", "--vocab-size: needs a whole number from 300"),
+        ("train.py --vocab-size 2", "--vocab-size: needs a whole number from 10"),
+        ("train.py --tokenizer bpe --vocab-size 299", "--vocab-size 299: subwords are made of 256 bytes"),
         ("train.py --dropout 1", "--dropout: needs a number from 0 to 0.99"),
         ("train.py --dropout nan", "--dropout: needs a number"),
         ("train.py --learning-rate 0", "--learning-rate: needs a number"),
@@ -321,7 +322,7 @@ REFUSED = {  # by topic: the command line, what the line on stderr must say
             "train.py --pairs good.tsv --init sound --tokenizer word",
             "--init and --tokenizer exclude each other",
         ),
-        ("inference.py --model sound --references two.txt cook", "--references needs --input"),
+        ("inference.py --model sound --references two.txt cook", "not with arguments"),
         (
             "inference.py --model sound --input prompts.txt cook",
             "--input and prompts as arguments exclude each",

@@ -221,6 +221,9 @@ def test_references_print_bleu_and_chrf(script, trained, tmp_path, training):
     flags = ["--model", trained / "model", "--input", tmp_path / "in", "--references", tmp_path / "ref"]
     status, _, err = script("inference", *flags)
     assert status == 0 and "bleu 100.00" in err and "chrf 100.00" in err
+    flags = [*flags[:2], *flags[4:]]
+    assert script("inference", *flags, stdin=(tmp_path / "in").read_bytes())[2] == err
+    flags += ["--input", tmp_path / "in"]
     (tmp_path / "ref").write_text("nothing alike\n" * len(training), encoding="utf-8")
     assert float(re.search(r"bleu (\S+),", script("inference", *flags)[2])[1]) < 1
 
