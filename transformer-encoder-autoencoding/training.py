@@ -59,6 +59,7 @@ class Run:
 
     @property
     def device(self) -> torch.device:
+        """Where the model is."""
         return self.team.device
 
     def corrupt(self, ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

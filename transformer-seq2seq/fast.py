@@ -58,6 +58,7 @@ class EvenLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """x (..., D), weight (D_out, D), bias (D_out,) -> (..., D_out)."""
         rows, narrow = even(x), weight.bfloat16()
         ctx.save_for_backward(rows, narrow)
         ctx.types = x.dtype, weight.dtype, bias.dtype
@@ -66,6 +67,7 @@ class EvenLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradient of what came out (..., D_out) -> those of x, weight and bias."""
         rows, weight = ctx.saved_tensors
         shape, upper = gradient.shape[:-1], even(gradient)  # (N, D_out)
         x = (upper @ weight)[: shape.numel()].view(*shape, -1)

@@ -103,15 +103,19 @@ class MarianTokenizer:
         return (text + self.models[1].decode_pieces(pieces)).replace("▁", " ").strip()
 
     def token_to_id(self, token: str) -> int | None:
+        """None where the vocabulary has no such token."""
         return self.ids.get(token)
 
     def id_to_token(self, token_id: int) -> str | None:
+        """None where the vocabulary has no such id."""
         return self.tokens.get(token_id)
 
     def get_vocab(self, with_added_tokens: bool = True) -> dict[str, int]:
+        """The id of every token; all of them are in vocab.json."""
         return self.ids
 
     def get_vocab_size(self) -> int:
+        """The number of tokens."""
         return len(self.ids)
 
     def save(self, folder: Path) -> None:

@@ -89,6 +89,7 @@ class Batch:
     labels: Tensor
 
     def to(self, device: torch.device) -> "Batch":
+        """The same on that device."""
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
 
 

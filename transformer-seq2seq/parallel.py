@@ -54,6 +54,7 @@ class Team:
 
     @property
     def leads(self) -> bool:
+        """Whether this process evaluates, saves and reports."""
         return self.rank == 0
 
     def __str__(self) -> str:

@@ -113,6 +113,7 @@ class PairFile:
         self.skipped = [0, 0, 0, 0]
 
     def rows(self) -> Iterator[str]:
+        """The lines that are not blank, the header among them."""
         with open_text(self.path) as stream:
             yield from (line for line in decode_lines(stream, str(self.path)) if line.strip())
 

@@ -72,6 +72,7 @@ class Column:
         np.lib.format.write_array_header_1_0(self.file, header)
 
     def append(self, values: np.ndarray) -> None:
+        """Write some more values, of any type that the file's can hold."""
         self.file.write(np.asarray(values, dtype=self.dtype).tobytes())
         self.length += len(values)
 

@@ -57,6 +57,7 @@ class Run:
 
     @property
     def device(self) -> torch.device:
+        """Where the model is."""
         return self.team.device
 
     def update(self, indices: np.ndarray, done: float) -> None:

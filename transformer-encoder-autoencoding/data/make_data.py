@@ -12,6 +12,7 @@ held out too. If a rule is broken, nothing is written: one line on stderr names 
 exit status is 2.
 """
 
+import argparse
 import random
 import re
 import sys
@@ -78,6 +79,7 @@ def fact_sentences(all_facts: Rows, all_frames: Rows) -> tuple[list[Item], list[
 
 
 def hide_key(item: Item) -> str:
+    """The sentence with its key word hidden, wherever it stands."""
     return WORD.sub(lambda word: "[MASK]" if word[0] == item.key else word[0], item.sentence)
 
 
@@ -106,6 +108,9 @@ def check(train: list[Item], held_out: list[Item]) -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     facts = read_table("facts.tsv", "relation subject value")
     train, held_out = fact_sentences(facts, read_table("frames.tsv", "relation frame"))
     for where, (sentence, key, rephrasing) in read_table("free.tsv", "sentence key rephrasing"):

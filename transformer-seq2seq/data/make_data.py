@@ -11,6 +11,7 @@ are held out. Rewordings of free sources are held out too. If a rule is broken, 
 line on stderr names the table line, and the exit status is 2.
 """
 
+import argparse
 import random
 import re
 import sys
@@ -125,6 +126,9 @@ def check(train: list[Pair], held_out: list[Pair]) -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     facts = read_table("facts.tsv", "relation subject value")
     train, held_out = answers(facts, read_table("frames.tsv", "relation question answer"))
     nouns = read_table("rewrite_nouns.tsv", "role singular plural")
