@@ -227,14 +227,16 @@ def encoded_chunks(
     unknown: dict[str, None],
 ) -> Iterator[tuple[list[str], dict[int, list[int]]]]:
     """Read so many lines at a time: the lines, and the ids of those that are not blank, by their place
-    among them."""
-    before = 0
+    among them. Raises InputError where all are blank."""
+    before, answerable = 0, False
     while chunk := list(islice(lines, size)):
         asked = [i for i, line in enumerate(chunk) if line.strip()]
         places = [f"{name}, line {before + i + 1}," for i in asked]
         ids = look_up([chunk[i] for i in asked], places, model, tokenizer, unknown)
         yield chunk, dict(zip(asked, ids, strict=True))
-        before += len(chunk)
+        before, answerable = before + len(chunk), answerable or bool(asked)
+    if not answerable:
+        raise InputError(f"{name}: holds no text; a prompt a line is needed")
 
 
 def filter_lines(
@@ -259,8 +261,6 @@ def filter_lines(
                     best.append(texts[0])
             answered += len(ids)
             bar.update(len(chunk))
-        if not answered:
-            raise InputError(f"{name}: holds no text; a prompt a line is needed")
     warn_of(unknown)
     if blank := bar.n - answered:
         warn(f"{name}: {blank} blank lines, left blank in the output")

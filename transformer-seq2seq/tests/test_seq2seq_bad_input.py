@@ -403,6 +403,7 @@ REFUSED = {  # by topic: the command line, what the line on stderr must say
             "inference.py --model sound --input empty.txt",
             "empty.txt: holds no text; a prompt a line is needed",
         ),
+        ("inference.py --model sound --input blanks.txt", "blanks.txt: holds no text"),
         ("inference.py --model sound --input latin1.txt", "latin1.txt, line 2: byte 4 is not UTF-8"),
         ("inference.py --model sound --input utf16.txt", "utf16.txt: is UTF-16; save it as UTF-8"),
         ("inference.py --model sound --input nul.txt", "nul.txt, line 1: holds a NUL byte"),
