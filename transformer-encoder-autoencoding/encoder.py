@@ -8,10 +8,10 @@ Legend: B batch, S length of the padded sentences, D d_model, H heads, K = D / H
 V vocabulary, N positions to predict.
 
 Deviations from BERT, and why:
-- no segment embedding and no next-sentence head: the input is always one sentence;
+- no segment embedding and no next-sentence head: the input is always one piece of text;
 - no dropout on the attention weights: the fused attention kernels have none on a CPU. What remains is the
-  dropout after each sublayer (Vaswani et al. 2017, section 5.4), by default 0 where BERT has 0.1, as the
-  bundled text is to be learnt by heart;
+  dropout after the embeddings and after each sublayer (Vaswani et al. 2017, section 5.4), by default 0 where
+  BERT has 0.1, as the bundled text is to be learnt by heart;
 - initial weights wider than BERT's where the model is narrower (`initialise`).
 """
 
@@ -67,7 +67,8 @@ class MultiHeadSelfAttention(nn.Module):
         MultiHead(X) = Concat(head_1, ..., head_H) W^O
         head_i = Attention(X W_i^Q, X W_i^K, X W_i^V)
 
-    The 3 H projections W_i^Q, W_i^K and W_i^V are one matrix, so that they are one product.
+    The 3 H projections W_i^Q, W_i^K and W_i^V are one matrix, so that they are one product. Each also has a
+    bias, as in BERT's released code.
     """
 
     def __init__(self, d_model: int, n_heads: int):
@@ -94,7 +95,7 @@ class FeedForward(nn.Module):
 
         FFN(x) = GELU(x W_1 + b_1) W_2 + b_2
 
-    BERT has GELU (Hendrycks and Gimpel 2016) where the Transformer has ReLU.
+    BERT has GELU (Devlin et al. 2018, appendix A.2; Hendrycks and Gimpel 2016), the Transformer ReLU.
     """
 
     def __init__(self, d_model: int, d_ff: int):
@@ -130,9 +131,10 @@ class EncoderLayer(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """What a token is plus where it stands: the sum of two learned vectors, normalised.
+    """What a token is plus where it stands: the sum of two learned vectors (Devlin et al. 2018, section 3,
+    figure 2). LayerNorm and dropout are those of BERT's released code.
 
-    x_s = Dropout(LayerNorm(E[id_s] + P[s]))    (Devlin et al. 2018, section 3, figure 2)
+    x_s = Dropout(LayerNorm(E[id_s] + P[s]))
     """
 
     def __init__(self, config: EncoderConfig):
@@ -170,9 +172,10 @@ class Encoder(nn.Module):
 
 
 class MaskedLMHead(nn.Module):
-    """From hidden states to a score for every token of the vocabulary (Devlin et al. 2018, section 3.1).
+    """From hidden states to a score for every token of the vocabulary (Devlin et al. 2018, section 3.1). The
+    transform before the output matrix, and that this is the embedding E, are BERT's released code.
 
-    logits = LayerNorm(GELU(h W + b)) E^T + c,  E the token embedding
+    logits = LayerNorm(GELU(h W + b)) E^T + c
     """
 
     def __init__(self, config: EncoderConfig):
@@ -209,8 +212,8 @@ class MaskedLanguageModel(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """Normal weights: of deviation 0.02, as BERT has, for sums over 768 inputs, and of another for fewer or
-    more, so that the sum keeps its size; biases 0."""
+    """Normal weights. BERT's standard deviation is 0.02 at a width of 768; here it is 0.02 sqrt(768 / n) for
+    sums over n inputs, so that such sums keep their size at any width. Biases 0."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02 * math.sqrt(768 / module.weight.size(1)))
     if isinstance(module, nn.Linear):

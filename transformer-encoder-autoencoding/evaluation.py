@@ -29,8 +29,9 @@ WORDS = pre_tokenizers.Split(Regex(WORD), behavior="removed", invert=True)
 
 
 def words_of(sentence: str) -> dict[tuple[int, int], str]:
-    """Where each word begins and ends, in characters, and the word. What a word is decides the expression of
-    the word tokenizer, by its own rules: Python's own do not count combining marks as parts of words."""
+    """Where each word begins and ends, in characters, and the word. What counts as one is decided by the
+    word tokenizer's regular expression: Python's own rules do not count combining marks as parts of words.
+    """
     return {span: word for word, span in WORDS.pre_tokenize_str(sentence)}
 
 

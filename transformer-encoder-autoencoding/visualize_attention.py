@@ -71,17 +71,17 @@ def choose(weights: Tensor, layer: int | None, head: int | None) -> tuple[Tensor
     return chosen, f"{which_layer}, {which_head}"
 
 
-def draw_map(weights: Tensor, words: list[str], title: str, path: Path) -> None:
+def draw_map(weights: Tensor, rows: list[str], columns: list[str], title: str, path: Path) -> None:
     """One attention map (S, S): a row for every word that attends, a column for every word attended to."""
     highest = float(weights.max())
-    side = max(3.6, min(40, 1.8 + 0.42 * len(words)))  # inches; at 150 dots each
+    side = max(3.6, min(40, 1.8 + 0.42 * len(columns)))  # inches; at 150 dots each
     figure, axes = plt.subplots(figsize=(side + 1.2, side), layout="constrained")
     image = axes.imshow(weights.numpy(), cmap=COLOURS, vmin=0, vmax=highest)
-    axes.set_xticks(range(len(words)), words, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(words)), words)
+    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(rows)), rows)
     axes.set(xlabel="attended to", ylabel="attending")
     axes.set_title(title, fontsize=10)
-    if len(words) <= 16:
+    if len(columns) <= 16:
         for row, column in torch.ones_like(weights).nonzero().tolist():
             weight = float(weights[row, column])
             shade = "black" if weight > 0.5 * highest else "white"
@@ -91,10 +91,10 @@ def draw_map(weights: Tensor, words: list[str], title: str, path: Path) -> None:
     plt.close(figure)
 
 
-def draw_heads(weights: Tensor, words: list[str], title: str, path: Path) -> None:
+def draw_heads(weights: Tensor, rows: list[str], columns: list[str], title: str, path: Path) -> None:
     """Every head's map, weights (L, H, S, S), a row of maps for each layer, on one scale from 0 to 1."""
     n_layers, n_heads = weights.shape[:2]
-    side = max(1.5, min(2.6, 0.24 * len(words)))
+    side = max(1.5, min(2.6, 0.24 * len(columns)))
     figure, grid = plt.subplots(
         n_layers,
         n_heads,
@@ -113,8 +113,8 @@ def draw_heads(weights: Tensor, words: list[str], title: str, path: Path) -> Non
     ):
         image = axes.imshow(head_weights.numpy(), cmap=COLOURS, vmin=0, vmax=1)
         axes.set_title(f"layer {layer + 1}, head {head + 1}\n{spread:.2f} bits", fontsize=8)
-        axes.set_xticks(range(len(words)), words, rotation=90, fontsize=6)
-        axes.set_yticks(range(len(words)), words, fontsize=6)
+        axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=6)
+        axes.set_yticks(range(len(rows)), rows, fontsize=6)
     figure.suptitle(title, fontsize=10)
     figure.supxlabel("attended to", fontsize=9)
     figure.supylabel("attending", fontsize=9)
@@ -160,17 +160,19 @@ def main() -> None:
         print(args.output / "attention.html")
         return
 
+    attending = list(words)  # what a mask is taken for comes out of its row; what is looked at is the mask
     for position in (ids[0] == SpecialIds.of(tokenizer).mask).nonzero().flatten().tolist():
         guess = to_word(tokenizer, int(model.head(states[0, position]).argmax()))
-        words[position] = f"{MASK} → {guess}"
-    words = [word if len(word) <= 30 else f"{word[:29]}…" for word in words]
+        attending[position] = f"{MASK} → {guess}"
+    rows, columns = ([w if len(w) <= 30 else f"{w[:29]}…" for w in part] for part in (attending, words))
     title = args.sentence if len(args.sentence) <= 70 else args.sentence[:69] + "…"
 
     with boxes_counted():
-        draw_map(chosen, words, f"{title}\n{name}", args.output / "attention_heatmap.png")
+        draw_map(chosen, rows, columns, f"{title}\n{name}", args.output / "attention_heatmap.png")
         draw_heads(
             weights,
-            words,
+            rows,
+            columns,
             f"{title}\nentropy of each head, mean over the words",
             args.output / "attention_heads.png",
         )

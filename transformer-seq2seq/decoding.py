@@ -23,7 +23,7 @@ from transformer import Transformer
 Pick = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 MOST_AT_ONCE = 4  # batches: a part of each step is Python, which runs one thread at a time
-SMALL = 2**16  # numbers, of which topk finds the largest faster than `largest` does
+SMALL = 2**16  # up to so many numbers, topk is faster than `largest`
 
 
 @dataclass(frozen=True)

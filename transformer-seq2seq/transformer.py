@@ -8,7 +8,8 @@ H heads, K = D / H (the paper's d_k), V vocabulary.
 Deviations from the paper, and why:
 - the sines of the position encoding come first and the cosines after, rather than interleaved: the same
   vectors up to a fixed order of their columns, and the order in which MarianMT checkpoints are trained;
-- the projection to the vocabulary has a bias, as MarianMT's has;
+- the projections of attention, which section 3.2.2 has as matrices alone, and the one to the vocabulary
+  have biases, as MarianMT's have;
 - the decoder starts from the padding token, whose embedding is zero: a "beginning of sentence" that needs
   no entry of its own in the vocabulary, as in MarianMT; its bias keeps it from ever being generated;
 - of MarianMT, whose weights can be loaded, the activation may be swish rather than the paper's ReLU.

@@ -414,7 +414,7 @@ def test_a_long_sentence_has_a_picture_that_fits_into_memory(tmp_path, monkeypat
     monkeypatch.setattr(
         script.plt.Figure, "savefig", lambda self, *_, dpi, **__: drawn.append(self.get_size_inches() * dpi)
     )
-    script.draw_map(torch.eye(512), ["word"] * 512, "title", tmp_path / "map.png")
+    script.draw_map(torch.eye(512), ["word"] * 512, ["word"] * 512, "title", tmp_path / "map.png")
     assert len(drawn) == 1 and drawn[0].max() <= 10_000
 
 
@@ -439,9 +439,10 @@ def test_a_map_is_that_of_the_layer_and_head_asked_for(script, trained, tmp_path
         flags = [*(["--layer", layer] if layer else []), *(["--head", head] if head else [])]
         flags += ["--model", trained / "model", "--output", tmp_path]
         assert script("visualize_attention", *flags, sentence)[0] == 0
-        chosen, words, title, _ = drawn[-2]
+        chosen, rows, columns, title, _ = drawn[-2]
         torch.testing.assert_close(chosen, expected)
-        assert words == ["[CLS]", "the", "cat", f"{MASK} → chases", "the", "small", "[UNK]", "[SEP]"]
+        assert rows == ["[CLS]", "the", "cat", f"{MASK} → chases", "the", "small", "[UNK]", "[SEP]"]
+        assert columns == ["[CLS]", "the", "cat", MASK, "the", "small", "[UNK]", "[SEP]"]
         assert title.startswith(sentence) and ("layer 2" in title) == (layer == 2)
         torch.testing.assert_close(drawn[-1][0], weights)
 
