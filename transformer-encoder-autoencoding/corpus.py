@@ -6,7 +6,7 @@ Legend: B sentences of a batch, S length of the longest of them.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from tokenizers.trainers import BpeTrainer, WordLevelTrainer
 from torch import Tensor
 
 from cli import InputError, warn
-from reading import Text
+from reading import Text, chunks
 from store import Plan, Sequences, Store, Writer, gathered, mapped
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -85,8 +85,8 @@ def windows(
     nearly equal length. Windows in which nothing can be hidden, as all tokens are special or unknown, are
     left out; how many, comes third.
     """
-    special, room, sentences = SpecialIds.of(tokenizer), max_length - 2, iter(sentences)
-    while chunk := list(islice(sentences, 1000)):
+    special, room = SpecialIds.of(tokenizer), max_length - 2
+    for chunk in chunks(sentences):
         encodings = tokenizer.encode_batch_fast(chunk, add_special_tokens=False)
         rows = [encoding.ids for encoding in encodings]
         ids, totals = np.fromiter(chain.from_iterable(rows), np.int64), np.array(list(map(len, rows)))
@@ -113,7 +113,7 @@ def check_windows(kept: int, left_out: int, sentences: Iterable[str]) -> None:
         first = next(iter(sentences))
         raise InputError(
             f"nothing to learn from or to test in sentences such as {first[:40]!r}: the tokenizer knows no "
-            "word in them; name other text"
+            "word in them; name other text, or try --tokenizer bpe"
         )
     if left_out:
         warn(f"left out {left_out} of {kept + left_out} passages, in which the tokenizer knows no word")

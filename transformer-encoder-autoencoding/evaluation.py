@@ -187,10 +187,9 @@ def report(
 
     Writes folder/metrics.json (the given figures and those measured here), and prints a table and examples.
     """
-    metrics = dict(figures)
-    print(f"\n{'':44}{'Transformer':>12}{'neighbours':>12}")
-    print(f"{'held-out text, hidden tokens, accuracy':44}{figures['held_out_accuracy']:12.1%}")
-    print(f"{'held-out text, hidden tokens, loss':44}{figures['held_out_loss']:12.3f}")
+    metrics, lines = dict(figures), [f"\n{'':44}{'Transformer':>12}{'neighbours':>12}"]
+    lines.append(f"{'held-out text, hidden tokens, accuracy':44}{figures['held_out_accuracy']:12.1%}")
+    lines.append(f"{'held-out text, hidden tokens, loss':44}{figures['held_out_loss']:12.3f}")
     baseline = NeighbourBaseline(sentences, recall_tests + held_out_tests)
     if recall_tests:
         answers = ask(model, tokenizer, recall_tests)
@@ -198,8 +197,8 @@ def report(
         known = sum(baseline.guess(cloze) == cloze.key for cloze in recall_tests)
         metrics |= {"recall_loss": answers.loss, "recall_accuracy": recall / len(recall_tests)}
         label = f"training sentences ({len(recall_tests):,}), key word"
-        print(f"{label:44}{recall / len(recall_tests):12.1%}{known / len(recall_tests):12.1%}")
-        print(f"{'training sentences, loss of the key words':44}{answers.loss:12.4f}")
+        lines.append(f"{label:44}{recall / len(recall_tests):12.1%}{known / len(recall_tests):12.1%}")
+        lines.append(f"{'training sentences, loss of the key words':44}{answers.loss:12.4f}")
     if held_out_tests:
         guesses = ask(model, tokenizer, held_out_tests).guesses
         by_kind = accuracy(held_out_tests, guesses)
@@ -207,14 +206,15 @@ def report(
         metrics |= {"held_out_by_kind": by_kind, "baseline_by_kind": baseline_by_kind}
         for kind, share in by_kind.items():
             label = f"held-out {kind} ({sum(cloze.kind == kind for cloze in held_out_tests):,}), key word"
-            print(f"{label:44}{share:12.1%}{baseline_by_kind[kind]:12.1%}")
-        print("\nheld-out sentences, the key word hidden:")
+            lines.append(f"{label:44}{share:12.1%}{baseline_by_kind[kind]:12.1%}")
+        lines.append("\nheld-out sentences, the key word hidden:")
         for i in range(0, len(held_out_tests), -(-len(held_out_tests) // 10)):
             cloze = held_out_tests[i]
             begin, end = cloze.key_span()
             verdict = "" if guesses[i] == cloze.key else f"  (was: {cloze.key})"
-            print(f"  {cloze.sentence[:begin]}[{guesses[i]}]{cloze.sentence[end:]}{verdict}")
+            lines.append(f"  {cloze.sentence[:begin]}[{guesses[i]}]{cloze.sentence[end:]}{verdict}")
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    print("\n".join(lines))  # last: whoever reads them may have left
 
 
 def unigram_loss(corpus: Corpus, held_out: Corpus, vocab_size: int) -> float:

@@ -15,7 +15,9 @@ from cli import InputError
 from store import fingerprint
 
 LONGEST = 2**26  # bytes of a line
+CHUNK, CHARACTERS = 1000, 1_000_000  # that are tokenized at a time
 MOST_HELD_OUT = 1000  # sentences
+SPLITTING = 2  # goes up when another version holds out, or leaves out of training, other sentences
 SAMPLE = 100_000_000  # bytes of text from which a vocabulary is learnt; of more text, an evenly spread part
 
 
@@ -70,33 +72,46 @@ def check(path: Path) -> Path:
 
 
 def plain(text: str) -> str:
-    """A text without what a tokenizer here does not keep: repeated spaces, and of how many code points an
-    accented letter is made."""
+    """A text by which those that differ in spaces alone, or in how many code points an accented letter has,
+    are known to be the same."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def draw_held_out(sentences: Iterable[str], seed: int) -> list[str]:
-    """One distinct sentence in twenty, at least one and at most 1,000: those whose BLAKE2b digests, keyed
-    with the seed, come first. Another order of the sentences, repetitions, or other spaces make no
-    difference.
+    """One distinct sentence in twenty, at least one and at most 1,000: those whose BLAKE2b digests, as plain
+    text and keyed with the seed, come first. Another order of the sentences or repetitions make no
+    difference; of those that differ in spaces alone, the first in the order of the alphabet is taken.
 
     Raises InputError where there are fewer than two distinct sentences.
     """
     key, last = seed.to_bytes(8, "little"), b"\xff" * 17
     distinct: set[bytes] = set()
     first: dict[bytes, str] = {}
-    for sentence in map(plain, sentences):
-        digest = hashlib.blake2b(sentence.encode(), key=key, digest_size=16).digest()
+    for sentence in sentences:
+        digest = hashlib.blake2b(plain(sentence).encode(), key=key, digest_size=16).digest()
         if len(distinct) < 20 * MOST_HELD_OUT:  # more of them change nothing
             distinct.add(digest)
         if digest < last:
-            first[digest] = sentence
+            first[digest] = min(sentence, first.get(digest, sentence))
             if len(first) == 2 * MOST_HELD_OUT:
                 first = dict(sorted(first.items())[:MOST_HELD_OUT])
                 last = max(first)
     if len(distinct) < 2:
         raise InputError("the corpus holds one distinct sentence; at least two are needed, one to hold out")
     return [first[digest] for digest in sorted(first)[: max(1, len(distinct) // 20)]]
+
+
+def chunks(sentences: Iterable[str]) -> Iterator[list[str]]:
+    """Lists of at most CHUNK sentences, each ending where CHARACTERS are reached."""
+    chunk, room = [], CHARACTERS
+    for sentence in sentences:
+        chunk.append(sentence)
+        room -= len(sentence)
+        if len(chunk) == CHUNK or room <= 0:
+            yield chunk
+            chunk, room = [], CHARACTERS
+    if chunk:
+        yield chunk
 
 
 class Text:
@@ -111,6 +126,7 @@ class Text:
         self.recipe = {
             "files": [one["sha256"] for one in prints],
             "held_out": fingerprint(check(held_out_file))["sha256"] if held_out_file else f"seed {seed}",
+            "splitting": SPLITTING,
         }
         self.held_out = list(lines_of(held_out_file)) if held_out_file else []
         self.sentences, self.left_out = 0, 0  # how many the last pass met, and how many it left out

@@ -206,10 +206,13 @@ def train(args: argparse.Namespace, team: Team) -> None:
         )
     if state.kept is None or (interrupted and state.progress.nll_tokens):  # updates since the last one
         state.evaluate()
+        state.save_curve()
     state.model.load_state_dict(state.kept)
     pretrained.save(model, state.model, tokenizer)
     interrupt.release()
     if interrupted or interrupt.asked:
+        for name in ("metrics.json", "loss_curve.png"):  # of a model that was here before
+            (args.output / name).unlink(missing_ok=True)
         raise KeyboardInterrupt(f"interrupted; the model so far is in {model}, --resume goes on")
 
     progress = state.progress
@@ -227,8 +230,8 @@ def train(args: argparse.Namespace, team: Team) -> None:
         figures["parts"] = progress.parts
     aside = set(map(plain, state.text.held_out))
     recall_tests = [cloze for cloze in recall_tests if plain(cloze.sentence) not in aside]
-    evaluation.report(state.model, tokenizer, state.text, recall_tests, held_out_tests, figures, args.output)
     evaluation.draw_curve(progress.curve, args.output / "loss_curve.png")
+    evaluation.report(state.model, tokenizer, state.text, recall_tests, held_out_tests, figures, args.output)
     unigram = evaluation.unigram_loss(state.corpus, state.held_out, state.model.config.vocab_size)
     if (held_out_loss := figures["held_out_loss"]) > 0.9 * unigram:
         warn(

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 import checkpoint
@@ -24,6 +23,7 @@ from encoder import MaskedLanguageModel
 from fast import fast_training
 from parallel import Team, seed_all
 from reading import Text
+from store import Sequences
 
 SAVE_SECONDS = 60  # a checkpoint is written at least so often
 
@@ -100,23 +100,29 @@ class Run:
         progress.nll_tokens += n_hidden
 
     @cached_property
-    def held_out_windows(self) -> list[tuple[Tensor, Tensor]]:
-        """Inputs and labels (S,), on the device, of each window of the held-out text. Its masks depend on its
-        number alone, so that runs compare whatever their --seed and --batch-tokens."""
-        windows = []
-        for i in range(len(self.held_out)):
-            generator = torch.Generator().manual_seed(i)
-            inputs, labels = self.corrupt(self.held_out.rows(np.array([i])), generator)
-            windows.append((inputs[0], labels[0]))
-        return windows
+    def held_out_masked(self) -> tuple[Sequences, Sequences]:
+        """Inputs and labels of the held-out windows. Which tokens are hidden depends on the windows alone, so
+        that runs on the same held-out text compare, whatever their --seed and --batch-tokens."""
+        text = self.held_out
+        inputs, labels = (
+            Sequences(np.empty(len(text.ids), np.int32), text.lengths, text.offsets) for _ in range(2)
+        )
+        for start in range(0, len(text), 1000):
+            rows = np.arange(start, min(start + 1000, len(text)))
+            within = slice(text.offsets[rows[0]], text.offsets[rows[-1] + 1])
+            ids = text.rows(rows)
+            there = np.arange(ids.size(1)) < text.lengths[rows, None]
+            masked = self.corrupt(ids, torch.Generator().manual_seed(start))
+            for sequences, values in zip((inputs, labels), masked, strict=True):
+                sequences.ids[within] = values.cpu().numpy()[there]
+        return inputs, labels
 
     def held_out_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs and labels (B, S) of the held-out text, always under the same masks."""
+        inputs, labels = self.held_out_masked
         for rows in self.held_out.plan(self.args.batch_tokens, 0):
-            inputs, labels = zip(*(self.held_out_windows[i] for i in rows), strict=True)
-            inputs = pad_sequence(inputs, batch_first=True, padding_value=self.corpus.special.pad)
-            labels = pad_sequence(labels, batch_first=True, padding_value=IGNORE)
-            yield inputs, labels
+            batch = inputs.rows(rows, self.corpus.special.pad), labels.rows(rows, IGNORE)
+            yield tuple(torch.from_numpy(part).to(self.device) for part in batch)
 
     def check_finite(self, loss: float) -> None:
         """Raises InputError where a loss is infinite or no number."""
@@ -170,10 +176,6 @@ class Run:
         """Update until a limit is reached or an interrupt asks to stop; evaluate and save on the way. Returns
         whether it was an interrupt."""
         args, progress, team = self.args, self.progress, self.team
-        part = {name: getattr(args, name) for name in ("epochs", "max_steps", "max_minutes", "precision")}
-        part |= {"device": self.device.type, "processes": team.size}
-        if not progress.parts or part.items() - progress.parts[-1].items():  # a continuation may change them
-            progress.parts.append({"from_step": progress.step, **part})
         plan = self.plan(progress.epoch)
         max_steps = min(args.max_steps or math.inf, (args.epochs or math.inf) * len(plan))
         max_seconds = 60 * (args.max_minutes or math.inf)
@@ -190,6 +192,11 @@ class Run:
             )
             return asked > 0
 
+        part = {name: getattr(args, name) for name in ("epochs", "max_steps", "max_minutes", "precision")}
+        part |= {"device": self.device.type, "processes": team.size}
+        changed = not progress.parts or part.items() - progress.parts[-1].items()
+        if changed and spent() < 1:  # a continuation may have others
+            progress.parts.append({"from_step": progress.step, **part})
         bar = tqdm(initial=progress.step, unit="step", dynamic_ncols=True, disable=not team.leads)
         bar.total = max_steps if max_steps < math.inf else None
         asked = look_up()
@@ -215,7 +222,7 @@ class Run:
         return asked
 
     def save(self) -> None:
-        """Write the curve so far, and the checkpoint from which --resume goes on exactly here."""
+        """Write the checkpoint from which --resume goes on exactly here, and the curve so far."""
         state = {
             "identity": self.identity,
             "model": self.model.state_dict(),
@@ -224,6 +231,10 @@ class Run:
             "progress": asdict(self.progress),
         }
         checkpoint.save(self.args.output / "checkpoint.pt", state)
+        self.save_curve()
+
+    def save_curve(self) -> None:
+        """Write the records of all evaluations so far."""
         lines = "".join(json.dumps(record) + "\n" for record in self.progress.curve)
         (self.args.output / "metrics.jsonl").write_text(lines, encoding="utf-8")
 

@@ -249,20 +249,23 @@ def filter_lines(
 ) -> list[str]:
     """Answer every line, in order; a blank one gives a blank line. Returns the best outputs if there are
     references to compare them with."""
-    decode, best, answered, unknown = decoder(model, args), [], 0, {}
-    with tqdm(unit="line", delay=1, dynamic_ncols=True) as bar:
-        for chunk, ids in encoded_chunks(lines, name, BATCHES * args.batch_size, model, tokenizer, unknown):
-            found = dict(zip(ids, decode(list(ids.values())), strict=True))
-            for i, prompt in enumerate(chunk):
-                hypotheses = found.get(i, [Hypothesis([], 0.0, 0.0)])
-                texts = [to_text(tokenizer, hypothesis.ids) for hypothesis in hypotheses]
-                show(prompt, texts, hypotheses, args, out)
-                if args.references:
-                    best.append(texts[0])
-            answered += len(ids)
-            bar.update(len(chunk))
-    warn_of(unknown)
-    if blank := bar.n - answered:
+    decode, best, blank, unknown = decoder(model, args), [], 0, {}
+    chunks = encoded_chunks(lines, name, BATCHES * args.batch_size, model, tokenizer, unknown)
+    try:
+        with tqdm(unit="line", delay=1, dynamic_ncols=True) as bar:
+            for chunk, ids in chunks:
+                found = dict(zip(ids, decode(list(ids.values())), strict=True))
+                for i, prompt in enumerate(chunk):
+                    hypotheses = found.get(i, [Hypothesis([], 0.0, 0.0)])
+                    texts = [to_text(tokenizer, hypothesis.ids) for hypothesis in hypotheses]
+                    show(prompt, texts, hypotheses, args, out)
+                    if args.references:
+                        best.append(texts[0])
+                blank += len(chunk) - len(ids)
+                bar.update(len(chunk))
+    finally:  # also of lines before one that cannot be answered
+        warn_of(unknown)
+    if blank:
         warn(f"{name}: {blank} blank lines, left blank in the output")
     return best
 
@@ -314,16 +317,17 @@ def main() -> None:
         return converse(model, tokenizer, args)
 
     name = str(args.input or "standard input")
+    if not args.prompts and stream.seekable():  # an error is told before the first answer, but of a pipe
+        start = stream.tell()
+        for _ in encoded_chunks(decode_lines(stream, name), name, 1000, model, tokenizer, {}):
+            pass
+        stream.seek(start)
     lines = decode_lines(stream, name)
     if references is not None:  # which are held in memory as well
         prompts = list(lines)
         if len(references) != len(prompts):
             raise InputError(f"{args.references}: has {len(references)} lines, {name} has {len(prompts)}")
         lines = iter(prompts)
-    if args.input and args.input.is_file():  # no pipe: an error in it comes before the first answer
-        with open_text(args.input) as again:
-            for _ in encoded_chunks(decode_lines(again, name), name, 1000, model, tokenizer, {}):
-                pass
     with output_to(args.output) as out:
         if args.prompts:
             places = [f"prompt {i}" for i in range(1, len(args.prompts) + 1)]

@@ -7,7 +7,7 @@ Legend: B pairs of a batch, S and T lengths of their longest source and target, 
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
-from itertools import chain, compress, islice
+from itertools import chain, compress
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from tokenizers.trainers import BpeTrainer, WordLevelTrainer
 from torch import Tensor
 
 from cli import InputError
-from reading import Pair, Pairs
+from reading import Pair, Pairs, chunks
 from store import Plan, Sequences, Store, Writer, gathered, mapped
 
 EOS, UNK, PAD = "</s>", "<unk>", "<pad>"  # MarianMT's names; the first two ids and the last one
@@ -139,10 +139,9 @@ def encoded(
 ) -> Iterator[tuple[list[Pair], list[tuple[np.ndarray, np.ndarray]]]]:
     """Pairs as token ids, some at a time: the pairs, and for either side the ids of all, one behind the
     other, and how many each has. Pairs with a side of more than max_length tokens are left out."""
-    pairs = iter(pairs)
     encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
     encode_targets = getattr(tokenizer, "encode_targets", encode)
-    while chunk := list(islice(pairs, 1000)):
+    for chunk in chunks(pairs):
         texts = [pair.source for pair in chunk], [pair.target for pair in chunk]
         rows = [[e.ids for e in encode(texts[0])], [e.ids for e in encode_targets(texts[1])]]
         short = [max(map(len, both)) <= max_length for both in zip(*rows, strict=True)]

@@ -18,6 +18,7 @@ from cli import InputError, warn
 from store import fingerprint
 
 LONGEST = 2**26  # bytes of a line
+CHUNK, CHARACTERS = 1000, 1_000_000  # that are tokenized at a time
 MOST_HELD_OUT = 1000  # sources
 SAMPLE = 100_000_000  # bytes of pairs from which a vocabulary is learnt; of more, an evenly spread part
 
@@ -186,8 +187,8 @@ def read_pairs(path: Path, source_column: str | None = None, target_column: str 
 
 
 def plain(text: str) -> str:
-    """A text without what a tokenizer here does not keep: repeated spaces, and of how many code points an
-    accented letter is made."""
+    """A text by which those that differ in spaces alone, or in how many code points an accented letter has,
+    are known to be the same."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
@@ -212,6 +213,19 @@ def draw_held_out(sources: Iterable[str], seed: int) -> set[str]:
     if len(distinct) < 2:
         raise InputError("the pairs have one distinct source; at least two are needed, one to hold out")
     return {first[digest] for digest in sorted(first)[: max(1, len(distinct) // 20)]}
+
+
+def chunks(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
+    """Lists of at most CHUNK pairs, each ending where CHARACTERS are reached."""
+    chunk, room = [], CHARACTERS
+    for pair in pairs:
+        chunk.append(pair)
+        room -= len(pair.source) + len(pair.target)
+        if len(chunk) == CHUNK or room <= 0:
+            yield chunk
+            chunk, room = [], CHARACTERS
+    if chunk:
+        yield chunk
 
 
 class Pairs:

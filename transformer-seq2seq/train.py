@@ -207,10 +207,13 @@ def train(args: argparse.Namespace, team: Team) -> None:
         )
     if state.kept is None or (interrupted and state.progress.nll_tokens):  # updates since the last one
         state.evaluate()
+        state.save_curve()
     state.model.load_state_dict(state.kept)
     pretrained.save(model, state.model, tokenizer)
     interrupt.release()
     if interrupted or interrupt.asked:
+        for name in ("metrics.json", "loss_curve.png", "outputs.tsv"):  # of a model that was here before
+            (args.output / "samples" / name).unlink(missing_ok=True)
         raise KeyboardInterrupt(f"interrupted; the model so far is in {model}, --resume goes on")
 
     progress = state.progress
@@ -224,8 +227,8 @@ def train(args: argparse.Namespace, team: Team) -> None:
     if len(progress.parts) > 1:  # a continuation had another budget, device or precision
         figures["parts"] = progress.parts
     pairs = state.pairs
-    evaluation.report(state.model, tokenizer, pairs, pairs.held_out, figures, args.output / "samples")
     evaluation.draw_curve(progress.curve, args.output / "samples" / "loss_curve.png")
+    evaluation.report(state.model, tokenizer, pairs, pairs.held_out, figures, args.output / "samples")
 
 
 if __name__ == "__main__":

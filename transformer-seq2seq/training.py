@@ -147,10 +147,6 @@ class Run:
         """Update until a limit is reached or an interrupt asks to stop; evaluate and save on the way. Returns
         whether it was an interrupt."""
         args, progress, team = self.args, self.progress, self.team
-        part = {name: getattr(args, name) for name in ("epochs", "max_steps", "max_minutes", "precision")}
-        part |= {"device": self.device.type, "processes": team.size}
-        if not progress.parts or part.items() - progress.parts[-1].items():  # a continuation may change them
-            progress.parts.append({"from_step": progress.step, **part})
         plan = self.plan(progress.epoch)
         max_steps = min(args.max_steps or math.inf, (args.epochs or math.inf) * len(plan))
         max_seconds = 60 * (args.max_minutes or math.inf)
@@ -167,6 +163,11 @@ class Run:
             )
             return asked > 0
 
+        part = {name: getattr(args, name) for name in ("epochs", "max_steps", "max_minutes", "precision")}
+        part |= {"device": self.device.type, "processes": team.size}
+        changed = not progress.parts or part.items() - progress.parts[-1].items()
+        if changed and spent() < 1:  # a continuation may have others
+            progress.parts.append({"from_step": progress.step, **part})
         bar = tqdm(initial=progress.step, unit="step", dynamic_ncols=True, disable=not team.leads)
         bar.total = max_steps if max_steps < math.inf else None
         asked = look_up()
@@ -192,7 +193,7 @@ class Run:
         return asked
 
     def save(self) -> None:
-        """Write the curve so far, and the checkpoint from which --resume goes on exactly here."""
+        """Write the checkpoint from which --resume goes on exactly here, and the curve so far."""
         state = {
             "identity": self.identity,
             "model": self.model.state_dict(),
@@ -201,6 +202,10 @@ class Run:
             "progress": asdict(self.progress),
         }
         checkpoint.save(self.args.output / "checkpoint.pt", state)
+        self.save_curve()
+
+    def save_curve(self) -> None:
+        """Write the records of all evaluations so far."""
         lines = "".join(json.dumps(record) + "\n" for record in self.progress.curve)
         samples = self.args.output / "samples"
         samples.mkdir(exist_ok=True)

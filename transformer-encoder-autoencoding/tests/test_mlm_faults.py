@@ -85,7 +85,19 @@ def test_a_finished_run_is_resumed_to_the_same_figures(tmp_path, flags, script):
     assert script("train_mlm", *flags(tmp_path / "out"), "--resume")[0] == 0
     weights, curve, figures = outcome(tmp_path / "out")
     assert all(torch.equal(weights[name], expected[0][name]) for name in weights)
-    assert (curve, figures) == expected[1:]
+    assert (curve, figures) == expected[1:] and "parts" not in figures
+
+
+def test_a_continuation_with_another_budget_is_recorded(tmp_path, flags, script):
+    assert script("train_mlm", *flags(tmp_path / "out"))[0] == 0
+    steps = outcome(tmp_path / "out")[2]["steps"]
+    more = "--resume", "--precision", "bf16", "--max-steps"
+    assert script("train_mlm", *flags(tmp_path / "out"), *more, steps)[0] == 0
+    assert "parts" not in outcome(tmp_path / "out")[2]  # for nothing was done with it
+    assert script("train_mlm", *flags(tmp_path / "out"), *more, steps + 1)[0] == 0
+    first, second = outcome(tmp_path / "out")[2]["parts"]
+    assert (first["from_step"], second["from_step"]) == (0, steps)
+    assert second["max_steps"] == steps + 1 and second["precision"] == "bf16"
 
 
 @pytest.fixture
@@ -215,9 +227,26 @@ def test_an_interrupt_evaluates_what_was_learnt_since_the_last_time(flags, tmp_p
     seen, evaluate = [], Run.evaluate
     monkeypatch.setattr(train_mlm, "Interrupt", lambda: AfterSteps(EVERY + 5))
     monkeypatch.setattr(Run, "evaluate", lambda run: (seen.append(run.progress.step), evaluate(run)))
+    folder = tmp_path / "out"
+    folder.mkdir(parents=True)
+    for stale in ("metrics.json", "loss_curve.png"):  # as of a run before
+        (folder / stale).touch()
     status, _, err = script("train_mlm", *flags(tmp_path / "out"))
     assert status == 130, err
     assert len(seen) == 2 and seen[1] > seen[0]
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == seen
+    assert [file.name for file in folder.iterdir() if file.suffix in (".json", ".png")] == []
+
+
+def test_a_reader_who_has_left_loses_no_file(flags, tmp_path, script, monkeypatch):
+    def print(*_, **__):
+        raise InputError("nobody reads this")
+
+    monkeypatch.setattr("evaluation.print", print, raising=False)
+    script("train_mlm", *flags(tmp_path / "out"))
+    folder = tmp_path / "out"
+    assert (folder / "metrics.json").stat().st_size and (folder / "loss_curve.png").stat().st_size
 
 
 def test_a_run_that_diverges_late_still_gives_a_model(flags, tmp_path, script, monkeypatch):

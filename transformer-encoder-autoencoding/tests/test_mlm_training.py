@@ -201,8 +201,7 @@ def evaluations(run, monkeypatch, accuracies, count=10_000):
     for step, accuracy in enumerate(accuracies):
         targets = torch.ones(1, count, dtype=torch.long)
         logits = F.one_hot((torch.arange(count) < round(accuracy * count)).long(), 2).float()
-        run.corrupt = lambda ids, generator, targets=targets: (targets, targets)
-        monkeypatch.setattr(run.held_out, "plan", lambda *_: [[0]])
+        run.held_out_batches = lambda targets=targets: [(targets, targets)]
         monkeypatch.setattr(run.model, "forward", lambda inputs, hidden, logits=logits: logits)
         next(run.model.parameters()).data.fill_(step)
         run.progress.nll_tokens = 1

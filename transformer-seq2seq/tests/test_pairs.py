@@ -22,7 +22,7 @@ from pairs import (
     to_text,
     train_tokenizer,
 )
-from reading import Pair, PairFile, Pairs, decode_lines, draw_held_out, read_pairs
+from reading import Pair, PairFile, Pairs, chunks, decode_lines, draw_held_out, read_pairs
 
 few = settings(max_examples=60, deadline=None, database=None, derandomize=True)
 
@@ -352,6 +352,15 @@ def test_sources_that_differ_in_spaces_alone_are_held_out_together(tmp_path):
         pairs.hold_out()
         aside, rest = ({" ".join(pair.source.split()) for pair in part} for part in (pairs.held_out, pairs))
         assert len(aside) == 1 and len(pairs.held_out) == 3 and not aside & rest
+
+
+def test_a_chunk_ends_at_so_many_pairs_or_characters(monkeypatch):
+    monkeypatch.setattr("reading.CHUNK", 3)
+    monkeypatch.setattr("reading.CHARACTERS", 10)
+    lengths = [1, 1, 1, 1, 20, 4, 7, 1]
+    pairs = [Pair("s" * (n // 2), "t" * (n - n // 2)) for n in lengths]
+    assert list(map(len, chunks(pairs))) == [3, 2, 2, 1]
+    assert [pair for chunk in chunks(pairs) for pair in chunk] == pairs and list(chunks([])) == []
 
 
 def test_few_distinct_sources_hold_out_no_half_of_a_corpus(tmp_path, capsys):

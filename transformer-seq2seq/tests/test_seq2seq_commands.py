@@ -9,10 +9,12 @@ import signal
 import struct
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from tqdm import tqdm
 
 import pretrained
 from pairs import UNK
@@ -249,6 +251,22 @@ def test_a_line_that_cannot_be_answered_is_told_before_any_is(script, trained, t
     flags = ["--model", trained / "model", "--batch-size", 1, "--input", tmp_path / "in.txt"]
     status, out, err = script("inference", *flags)
     assert status == 2 and not out and "line 3001, has" in err
+
+
+def test_blank_lines_are_counted_without_a_bar_too(script, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("inference.tqdm", partial(tqdm, disable=True))
+    (tmp_path / "in.txt").write_text("Good morning\n\nGood\n\n", encoding="utf-8")
+    err = script("inference", "--model", trained / "model", "--input", tmp_path / "in.txt")[2]
+    assert "in.txt: 2 blank lines, left blank" in err
+
+
+def test_unknown_words_of_a_pipe_are_named_before_a_bad_line(trained, tmp_path):
+    lines = "The zebra eats\n" * 40 + "cook " * 50
+    line = [sys.executable, FOLDER / "inference.py", "--model", trained / "model", "--batch-size", 1]
+    done = subprocess.run(list(map(str, line)), input=lines, capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stdout.splitlines()) == 32
+    first, last = done.stderr.splitlines()
+    assert "zebra" in first and "line 41, has" in last
 
 
 def test_an_output_file_is_whole_or_not_there(script, trained, tmp_path, tiny):

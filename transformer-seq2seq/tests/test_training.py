@@ -17,7 +17,7 @@ from evaluation import exact_match
 from pairs import IGNORE
 from parallel import Team
 from reading import Pair
-from training import learning_rate
+from training import learning_rate, within_chance
 
 CPU = torch.device("cpu")
 
@@ -283,6 +283,12 @@ def test_of_equally_good_models_the_last_is_kept(begin, shares, kept):
     assert run.progress.kept == kept
     assert float(run.kept["mark"]) == kept
     assert run.progress.best_accuracy == max(curve)
+
+
+def test_within_chance_is_within_a_standard_error_and_a_token():
+    assert within_chance(0.494, 0.5, 10_000) and not within_chance(0.492, 0.5, 10_000)
+    assert within_chance(0.6, 0.5, 10_000)
+    assert within_chance(0, 1, 1) and within_chance(0, 0.5, 4) and not within_chance(0, 0.5, 40)
 
 
 def test_evaluation_is_the_mean_over_held_out_tokens(begin):
