@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 import torch
 from tokenizers import Tokenizer
@@ -239,6 +239,14 @@ def encoded_chunks(
         raise InputError(f"{name}: holds no text; a prompt a line is needed")
 
 
+def position(stream: BinaryIO) -> int | None:
+    """Where a stream is, if it can be read again from there: a file can, a pipe or a terminal cannot."""
+    try:
+        return stream.tell()
+    except OSError:
+        return None
+
+
 def filter_lines(
     lines: Iterator[str],
     name: str,
@@ -317,8 +325,7 @@ def main() -> None:
         return converse(model, tokenizer, args)
 
     name = str(args.input or "standard input")
-    if not args.prompts and stream.seekable():  # an error is told before the first answer, but of a pipe
-        start = stream.tell()
+    if not args.prompts and (start := position(stream)) is not None:  # told before any line is answered
         for _ in encoded_chunks(decode_lines(stream, name), name, 1000, model, tokenizer, {}):
             pass
         stream.seek(start)
