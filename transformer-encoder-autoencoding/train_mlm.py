@@ -6,8 +6,8 @@
 
 Writes to --output (default: results/ beside this file): model/ (a Hugging Face BERT directory),
 metrics.jsonl (a line for every evaluation), metrics.json (the final figures), loss_curve.png, tokens/ (the
-text as token ids, used again while it is the same), checkpoint.pt and
-checkpoint.before.pt (for --resume). The model directory is replaced only when a run ends or is interrupted.
+text as token ids, used again while it is the same), checkpoint.pt and checkpoint.before.pt (for
+--resume). The model directory is replaced only when a run ends or is interrupted.
 
 Memory does not grow with the corpus. Of more than 100 MB of text, the vocabulary is learnt from an evenly
 spread part of about that size.

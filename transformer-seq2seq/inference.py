@@ -221,15 +221,15 @@ def converse(model: Transformer, tokenizer: Tokenizer, args: argparse.Namespace)
 def encoded_chunks(
     lines: Iterator[str],
     name: str,
-    size: int,
     model: Transformer,
     tokenizer: Tokenizer,
+    args: argparse.Namespace,
     unknown: dict[str, None],
 ) -> Iterator[tuple[list[str], dict[int, list[int]]]]:
-    """Read so many lines at a time: the lines, and the ids of those that are not blank, by their place
-    among them. Raises InputError where all are blank."""
+    """Read the lines of some batches at a time: the lines, and the ids of those that are not blank, by their
+    place among them. Raises InputError where all are blank, or one cannot be answered."""
     before, answerable = 0, False
-    while chunk := list(islice(lines, size)):
+    while chunk := list(islice(lines, BATCHES * args.batch_size)):
         asked = [i for i, line in enumerate(chunk) if line.strip()]
         places = [f"{name}, line {before + i + 1}," for i in asked]
         ids = look_up([chunk[i] for i in asked], places, model, tokenizer, unknown)
@@ -258,10 +258,9 @@ def filter_lines(
     """Answer every line, in order; a blank one gives a blank line. Returns the best outputs if there are
     references to compare them with."""
     decode, best, blank, unknown = decoder(model, args), [], 0, {}
-    chunks = encoded_chunks(lines, name, BATCHES * args.batch_size, model, tokenizer, unknown)
     try:
         with tqdm(unit="line", delay=1, dynamic_ncols=True) as bar:
-            for chunk, ids in chunks:
+            for chunk, ids in encoded_chunks(lines, name, model, tokenizer, args, unknown):
                 found = dict(zip(ids, decode(list(ids.values())), strict=True))
                 for i, prompt in enumerate(chunk):
                     hypotheses = found.get(i, [Hypothesis([], 0.0, 0.0)])
@@ -326,7 +325,7 @@ def main() -> None:
 
     name = str(args.input or "standard input")
     if not args.prompts and (start := position(stream)) is not None:  # told before any line is answered
-        for _ in encoded_chunks(decode_lines(stream, name), name, 1000, model, tokenizer, {}):
+        for _ in encoded_chunks(decode_lines(stream, name), name, model, tokenizer, args, {}):
             pass
         stream.seek(start)
     lines = decode_lines(stream, name)
