@@ -200,24 +200,28 @@ class Run:
         bar = tqdm(initial=progress.step, unit="step", dynamic_ncols=True, disable=not team.leads)
         bar.total = max_steps if max_steps < math.inf else None
         asked = look_up()
-        while (done := spent()) < 1 and not asked:
-            self.update(plan[progress.position], done)
-            bar.update()
-            progress.position += 1
-            if progress.position == len(plan):
-                progress.epoch, progress.position = progress.epoch + 1, 0
-                plan = self.plan(progress.epoch)
-            asked = look_up()
-            if due := spent() >= 1 or progress.step % evaluate_every == 0:
-                if team.leads:
-                    self.evaluate()
-                    last = progress.curve[-1]
-                    losses = {name: f"{last[name]:.3f}" for name in ("train_loss", "held_out_loss")}
-                    bar.set_postfix(epoch=progress.epoch, **losses)
+        try:
+            while (done := spent()) < 1 and not asked:
+                self.update(plan[progress.position], done)
+                progress.position += 1
+                if progress.position == len(plan):
+                    progress.epoch, progress.position = progress.epoch + 1, 0
+                    plan = self.plan(progress.epoch)
                 asked = look_up()
-            if team.leads and (due or asked or progress.seconds > saved + SAVE_SECONDS):
-                self.save()
-                saved = time.monotonic() - started
+                if due := spent() >= 1 or progress.step % evaluate_every == 0:
+                    if team.leads:
+                        self.evaluate()
+                        last = progress.curve[-1]
+                        losses = {name: f"{last[name]:.3f}" for name in ("train_loss", "held_out_loss")}
+                        bar.set_postfix(epoch=progress.epoch, refresh=False, **losses)
+                    asked = look_up()
+                if team.leads and (due or asked or progress.seconds > saved + SAVE_SECONDS):
+                    self.save()
+                    saved = time.monotonic() - started
+                bar.update()
+        except BrokenPipeError:  # nobody reads the bar any more, as after `2>&1 | head`
+            self.save()
+            raise
         bar.close()
         return asked
 

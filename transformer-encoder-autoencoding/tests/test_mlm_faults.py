@@ -36,9 +36,9 @@ def flags(tmp_path, training, held_out, sizes):
     return lambda output: [str(flag) for flag in (*common, "--output", output)]
 
 
-def start(flags):
+def start(flags, *how):
     return subprocess.Popen(
-        [sys.executable, "-c", EAGER, *flags],
+        [sys.executable, *(how or ("-c", EAGER)), *flags],
         cwd=FOLDER,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
@@ -247,6 +247,21 @@ def test_a_reader_who_has_left_loses_no_file(flags, tmp_path, script, monkeypatc
     script("train_mlm", *flags(tmp_path / "out"))
     folder = tmp_path / "out"
     assert (folder / "metrics.json").stat().st_size and (folder / "loss_curve.png").stat().st_size
+
+
+def test_a_progress_bar_that_nobody_reads_any_more_loses_no_step(flags, tmp_path, script):
+    """As with `2>&1 | head -c 1`."""
+    process = start(flags(tmp_path / "out"), train_mlm.__file__)
+    process.stderr.read(1)
+    process.stderr.close()
+    assert process.wait() == 1
+    state = checkpoint.load(tmp_path / "out" / "checkpoint.pt")
+    assert 0 < state["progress"]["step"] < STEPS
+    assert script("train_mlm", *flags(tmp_path / "out"), "--resume")[0] == 0
+    assert script("train_mlm", *flags(tmp_path / "whole"))[0] == 0
+    (weights, *figures), (expected, *whole) = outcome(tmp_path / "out"), outcome(tmp_path / "whole")
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert figures == whole
 
 
 def test_a_run_that_diverges_late_still_gives_a_model(flags, tmp_path, script, monkeypatch):
