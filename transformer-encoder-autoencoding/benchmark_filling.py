@@ -13,7 +13,7 @@ from tqdm import tqdm
 import pretrained
 from cli import InputError
 from corpus import MASK
-from fill_mask import Sentence, fill, score
+from filling import Sentence, fill, score
 
 FILLED, SCORED = 256, 16  # sentences: to score one, the model reads it as often as it has tokens
 TOP_K = 5

@@ -21,7 +21,7 @@ from torch import Tensor
 from cli import InputError
 from corpus import SpecialIds
 from encoder import MaskedLanguageModel
-from fill_mask import ask, hide_each, to_word
+from filling import ask, hide_each, to_word
 
 FOLDER = Path(__file__).parent / "explorer"
 SCRIPTS = "explorer.js", "hide.js"

@@ -24,7 +24,7 @@ import explorer
 import pretrained
 from cli import InputError, Parser, output_folder, pick_device, run, warn, whole
 from corpus import MASK, SpecialIds
-from fill_mask import Sentence, encode, to_word
+from filling import Sentence, encode, to_word
 
 plt.switch_backend("Agg")  # pictures become files; no screen is needed
 plt.rcParams["text.parse_math"] = False  # a "$" in a sentence is a "$"

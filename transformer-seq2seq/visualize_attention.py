@@ -27,7 +27,7 @@ import explorer
 import pretrained
 from cli import InputError, Parser, output_folder, pick_device, run, warn, whole
 from decoding import generate
-from inference import encode, sound
+from prompts import encode, sound
 from transformer import Attentions, Transformer, causal_mask
 
 plt.switch_backend("Agg")  # pictures become files; no screen is needed

@@ -22,7 +22,7 @@ from transformers import (
 import pretrained
 from cli import InputError
 from corpus import train_tokenizer
-from fill_mask import Sentence, fill
+from filling import Sentence, fill
 
 CPU = torch.device("cpu")
 FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}

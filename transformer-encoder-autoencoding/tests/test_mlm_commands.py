@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 import pretrained
 from corpus import MASK, SPECIAL_TOKENS
-from fill_mask import Sentence, fill, score
+from filling import Sentence, fill, score
 
 FOLDER = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -303,7 +303,7 @@ def test_scores_do_not_depend_on_how_many_words_are_hidden_at_a_time(make_model,
 
 @pytest.mark.parametrize("batch_tokens", [1, 30, 4096])
 def test_many_sentences_are_answered_as_each_alone_is(loaded, training, monkeypatch, batch_tokens):
-    monkeypatch.setattr("fill_mask.BATCH_TOKENS", batch_tokens)
+    monkeypatch.setattr("filling.BATCH_TOKENS", batch_tokens)
     texts = [training[0], *training[3:9], "the cat", f"{training[1]} {training[2]}"]
     hidden = [Sentence(text.replace(" ", f" {MASK} ", 1), "") for text in texts]
     close = {"rel": 1e-4, "abs": 1e-6}

@@ -13,7 +13,7 @@ from playwright.sync_api import sync_playwright
 import explorer
 import pretrained
 from corpus import MASK
-from fill_mask import Sentence, fill
+from filling import Sentence, fill
 
 SENTENCE = f"the cat {MASK} the small zebra"
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"

@@ -16,7 +16,7 @@ import pretrained
 from cli import InputError
 from corpus import MASK
 from evaluation import HEADER, NeighbourBaseline, read_clozes
-from fill_mask import Sentence, fill, score
+from filling import Sentence, fill, score
 from reading import lines_of
 
 SIZES = {"d_model": 4, "n_layers": 1, "d_ff": 4, "max_length": 8}

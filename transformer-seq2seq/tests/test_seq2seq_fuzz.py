@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 import pretrained
 from cli import InputError
-from inference import decoder, encode
+from inference import decoder
 from pairs import to_text
+from prompts import encode
 from reading import read_pairs
 
 SIZES = {"d_model": 4, "n_encoder_layers": 1, "n_decoder_layers": 1, "d_ff": 4}
