@@ -324,11 +324,12 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
         files = sorted({str(name) for name in shards.values()}) if isinstance(shards, dict) else []
     else:
         files = ["model.safetensors"]
+    there = {file.name for file in directory.iterdir() if file.is_file()}
     tensors = {}
     for name in files:
         path = directory / Path(name).name  # a shard lies in the directory, whatever the index says
-        if not path.is_file():
-            pickled = (directory / "pytorch_model.bin").is_file()
+        if path.name not in there:
+            pickled = "pytorch_model.bin" in there
             hint = (
                 "pytorch_model.bin is a pickle, which is never read; save as safetensors"
                 if pickled

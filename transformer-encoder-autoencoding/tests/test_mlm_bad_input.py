@@ -149,6 +149,10 @@ MODELS = {  # name of the directory: what has been done to a sound one, what the
         "is missing",
     ),
     "index-nul": (write("model.safetensors.index.json", r'{"weight_map": {"a": "x\u0000y"}}'), "is missing"),
+    "index-long": (
+        write("model.safetensors.index.json", json.dumps({"weight_map": {"a": "x" * 300}})),
+        "is missing; get it anew",
+    ),
     "index-list": (write("model.safetensors.index.json", "[]"), "index.json: is not a JSON object"),
     "gpt": (config(model_type="gpt2"), "model_type is 'gpt2'; supported is 'bert'"),
     # config.json
