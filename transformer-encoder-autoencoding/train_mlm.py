@@ -81,10 +81,10 @@ def parse_args(flags: list[str] | None = None) -> argparse.Namespace:
     add(
         "--batch-tokens",
         type=whole(4),
-        help=f"a batch's tokens, with padding (default: {SMALL_BATCH:,}, or {LARGE_BATCH:,} for a corpus of "
-        f"more than {100 * LARGE_BATCH:,})",
+        help=f"a batch's tokens, with padding (default: {SMALL_BATCH:,}, or on a GPU {LARGE_BATCH:,} for a "
+        f"corpus of more than {100 * LARGE_BATCH:,})",
     )
-    add("--learning-rate", type=real(1e-9, 10), default=3e-3, help="the highest learning rate")
+    add("--learning-rate", type=real(1e-9, 10), default=3e-3, help="the highest, before the cosine")
     add("--warmup-steps", type=whole(0), default=100, help="updates until it is reached")
     add("--mask-prob", type=real(0.001, 0.999), default=0.15, help="share of the tokens to predict")
     add("--precision", choices=["fp32", "bf16"], help="of the matrix products (default: fastest)")
@@ -163,7 +163,8 @@ def prepare(args: argparse.Namespace, team: Team, clozes: Sequence[Cloze] = ()) 
     if text.held_out_file and text.left_out and team.leads:
         warn(f"left {text.left_out} sentences out of training: they are in {text.held_out_file}")
     args.precision = args.precision or best_precision(team.device)
-    large = corpus.tokens > 100 * LARGE_BATCH  # an epoch of large batches has 100 updates then
+    # on a CPU small batches are hardly slower, and teach more in the same time
+    large = team.device.type != "cpu" and corpus.tokens > 100 * LARGE_BATCH
     args.batch_tokens = args.batch_tokens or (LARGE_BATCH if large else SMALL_BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     fixed = {name: getattr(args, name) for name in FIXED}

@@ -29,7 +29,7 @@ SAVE_SECONDS = 60  # a checkpoint is written at least so often
 
 
 def learning_rate(step: int, done: float, peak: float, warmup_steps: int) -> float:
-    """Linear warm-up, then half a cosine down to zero, where BERT falls in a line (Devlin et al. 2018,
+    """Linear warm-up, times half a cosine down to zero, where BERT falls in a line (Devlin et al. 2018,
     appendix A.2); done goes from 0 to 1 as the budget is used up."""
     return peak * min(1.0, (step + 1) / max(1, warmup_steps)) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 

@@ -74,10 +74,10 @@ def parse_args(flags: list[str] | None = None) -> argparse.Namespace:
     add(
         "--batch-tokens",
         type=whole(2),
-        help=f"a batch's tokens on a side, with padding (default: {SMALL_BATCH:,}, or {LARGE_BATCH:,} for "
-        f"pairs with more than {100 * LARGE_BATCH:,} target tokens)",
+        help=f"a batch's tokens on a side, with padding (default: {SMALL_BATCH:,}, or on a GPU "
+        f"{LARGE_BATCH:,} for pairs with more than {100 * LARGE_BATCH:,} target tokens)",
     )
-    add("--learning-rate", type=real(1e-9, 10), default=2e-3, help="the highest learning rate")
+    add("--learning-rate", type=real(1e-9, 10), default=2e-3, help="the highest, before the cosine")
     add("--warmup-steps", type=whole(0), default=100, help="updates until it is reached")
     add("--label-smoothing", type=real(0, 0.99), default=0.1, help="probability spread over all tokens")
     add("--precision", choices=["fp32", "bf16"], help="of the matrix products (default: fastest)")
@@ -166,7 +166,8 @@ def prepare(args: argparse.Namespace, team: Team) -> tuple[Run, Tokenizer | Mari
                 f"held-out pairs of more than {max_length} tokens on a side; raise --max-length to keep them"
             )
     args.precision = args.precision or best_precision(team.device)
-    large = len(corpus.target.ids) > 100 * LARGE_BATCH  # an epoch of large batches has 100 updates then
+    # on a CPU small batches are hardly slower, and teach more in the same time
+    large = team.device.type != "cpu" and len(corpus.target.ids) > 100 * LARGE_BATCH
     args.batch_tokens = args.batch_tokens or (LARGE_BATCH if large else SMALL_BATCH)
     optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98), eps=1e-9, fused=True)
     fixed = {name: getattr(args, name) for name in FIXED}

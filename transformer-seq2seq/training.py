@@ -27,7 +27,7 @@ SAVE_SECONDS = 60  # a checkpoint is written at least so often
 
 
 def learning_rate(step: int, done: float, peak: float, warmup_steps: int) -> float:
-    """Linear warm-up, then half a cosine down to zero, where the paper falls as step^-0.5 (Vaswani et al.
+    """Linear warm-up, times half a cosine down to zero, where the paper falls as step^-0.5 (Vaswani et al.
     2017, section 5.3), so that it is at zero just when the budget ends: done goes from 0 to 1 until then."""
     return peak * min(1.0, (step + 1) / max(1, warmup_steps)) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 

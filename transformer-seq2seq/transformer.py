@@ -2,8 +2,8 @@
 
 Vaswani et al. 2017, "Attention Is All You Need" (arXiv:1706.03762).
 
-Legend: B batch, S source length, T target length, P target tokens already in the cache, D d_model,
-H heads, K = D / H (the paper's d_k), V vocabulary.
+Legend: B batch, n targets of each source (1 but in beam search), S source length, T target length,
+P target tokens already in the cache, D d_model, H heads, K = D / H (the paper's d_k), V vocabulary.
 
 Deviations from the paper, and why:
 - the sines of the position encoding come first and the cosines after, rather than interleaved: the same
@@ -201,7 +201,7 @@ class Cache:
     length: int = 0
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add a layer's keys and values of T new target tokens, (B, H, T, K) each -> those of all P + T."""
+        """Add a layer's keys and values of T new target tokens, (B n, H, T, K) each -> those of all P + T."""
         if layer == len(self.target):
             self.target.append((k, v))
         else:
@@ -258,7 +258,7 @@ class DecoderLayer(nn.Module):
 @dataclass
 class Attentions:
     """Attention weights of the decoder, one tensor a layer: to the target so far, `decoder`
-    (B, H, T, P + T), and to the source, `cross` (B, H, T, S)."""
+    (B n, H, T, P + T), and to the source, `cross` (B, H, n T, S)."""
 
     decoder: list[Tensor | None] = field(default_factory=list)
     cross: list[Tensor | None] = field(default_factory=list)
