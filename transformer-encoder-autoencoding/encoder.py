@@ -12,7 +12,7 @@ Deviations from BERT, and why:
 - no dropout on the attention weights: the fused attention kernels have none on a CPU. What remains is the
   dropout after the embeddings and after each sublayer (Vaswani et al. 2017, section 5.4), by default 0 where
   BERT has 0.1, as the bundled text is to be learnt by heart;
-- initial weights wider than BERT's where the model is narrower (`initialise`).
+- initial weights scaled by the number of inputs, where BERT has 0.02 everywhere (`initialise`).
 """
 
 import math
@@ -212,8 +212,8 @@ class MaskedLanguageModel(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """Normal weights. BERT's standard deviation is 0.02 at a width of 768; here it is 0.02 sqrt(768 / n) for
-    sums over n inputs, so that such sums keep their size at any width. Biases 0."""
+    """Normal weights. BERT's standard deviation is 0.02 everywhere; here it is 0.02 sqrt(768 / n) for a matrix
+    with n inputs (of embeddings, n = D), so that sums over them keep their size at any width. Biases 0."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02 * math.sqrt(768 / module.weight.size(1)))
     if isinstance(module, nn.Linear):
