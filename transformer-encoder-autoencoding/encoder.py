@@ -212,8 +212,8 @@ class MaskedLanguageModel(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """Normal weights. BERT's standard deviation is 0.02 everywhere; here it is 0.02 sqrt(768 / n) for a matrix
-    with n inputs (of embeddings, n = D), so that sums over them keep their size at any width. Biases 0."""
+    """Normal weights. BERT's deviation is 0.02 everywhere; here it is 0.02 sqrt(768 / n) for n inputs of a
+    matrix (of embeddings, n = D), so that sums over them keep their size at any width. Biases 0."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02 * math.sqrt(768 / module.weight.size(1)))
     if isinstance(module, nn.Linear):
