@@ -163,7 +163,7 @@ def prepare(args: argparse.Namespace, team: Team, clozes: Sequence[Cloze] = ()) 
     if text.held_out_file and text.left_out and team.leads:
         warn(f"left {text.left_out} sentences out of training: they are in {text.held_out_file}")
     args.precision = args.precision or best_precision(team.device)
-    # on a CPU small batches are hardly slower, and teach more in the same time
+    # on a CPU, in runs of some minutes, small batches taught more and were hardly slower
     large = team.device.type != "cpu" and corpus.tokens > 100 * LARGE_BATCH
     args.batch_tokens = args.batch_tokens or (LARGE_BATCH if large else SMALL_BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True)
