@@ -406,4 +406,5 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, sizes, training):
         notes = json.loads((tmp_path / str(lines) / "tokens" / "meta.json").read_text())["notes"]
         assert notes["pairs"] + notes["left_out"] == lines
     assert max(measured.values()) < 1000
-    assert measured[many, "again"] < measured[many // 10, "again"] + 50
+    # NearestPrompt keeps up to 100,000 pairs
+    assert measured[many, "again"] < measured[many // 10, "again"] + 100
