@@ -18,7 +18,7 @@ LONGEST = 2**26  # bytes of a line
 CHUNK, CHARACTERS = 1000, 1_000_000  # that are tokenized at a time
 MOST_HELD_OUT = 1000  # sentences
 SPLITTING = 2  # goes up when another version holds out, or leaves out of training, other sentences
-SAMPLE = 50_000_000  # bytes of text from which a vocabulary is learnt; of more text, an evenly spread part
+SAMPLE = 30_000_000  # bytes of text from which a vocabulary is learnt; of more text, an evenly spread part
 
 
 def numbered_lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:

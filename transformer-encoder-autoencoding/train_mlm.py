@@ -9,7 +9,7 @@ metrics.jsonl (a line for every evaluation), metrics.json (the final figures), l
 text as token ids, used again while it is the same), checkpoint.pt and checkpoint.before.pt (for
 --resume). The model directory is replaced only when a run ends or is interrupted.
 
-Memory does not grow with the corpus. Of more than 50 MB of text, the vocabulary is learnt from an evenly
+Memory does not grow with the corpus. Of more than 30 MB of text, the vocabulary is learnt from an evenly
 spread part of about that size.
 """
 

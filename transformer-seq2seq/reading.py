@@ -20,7 +20,7 @@ from store import fingerprint
 LONGEST = 2**26  # bytes of a line
 CHUNK, CHARACTERS = 1000, 1_000_000  # that are tokenized at a time
 MOST_HELD_OUT = 1000  # sources
-SAMPLE = 50_000_000  # bytes of pairs from which a vocabulary is learnt; of more, an evenly spread part
+SAMPLE = 30_000_000  # bytes of pairs from which a vocabulary is learnt; of more, an evenly spread part
 
 
 @dataclass(frozen=True)

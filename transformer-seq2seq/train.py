@@ -10,7 +10,7 @@ samples/outputs.tsv (held-out prompts, references, outputs), tokens/ (the pairs 
 they are the same), checkpoint.pt and checkpoint.before.pt (for --resume). The model directory is replaced
 only when a run ends or is interrupted.
 
-Memory does not grow with the corpus. Of more than 50 MB of pairs, the vocabulary is learnt from an evenly
+Memory does not grow with the corpus. Of more than 30 MB of pairs, the vocabulary is learnt from an evenly
 spread part of about that size.
 """
 
