@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import evaluation
 import train_mlm
-from cli import InputError, Parser, pick_device, run, whole
+from cli import InputError, Parser, output_folder, pick_device, run, whole, write_text
 from corpus import IGNORE
 from encoder import EncoderLayer
 from laboratory import draw, read_results, scratch, side_by_side, table, write_results
@@ -267,7 +267,7 @@ def write(results: list[dict], args: argparse.Namespace) -> None:
     for name in dict.fromkeys(result["name"] for result in results if result["name"] != DEFAULT):
         entry = ABLATIONS[name]
         text += f"- **{name}** takes out: {entry.removes} Predicted: {entry.prediction}\n"
-    (args.output / "ablations.md").write_text(text, encoding="utf-8")
+    write_text(args.output / "ablations.md", text)
     if len({result["name"] for result in results}) > 1:
         above, below = ("train_loss", "training loss (nats)"), ("recall", "recall (key words)")
         draw(results, DEFAULT, above, below, args.output / "ablations.png")
@@ -298,9 +298,9 @@ def main() -> None:
     device = pick_device(args.device)
     names = list(dict.fromkeys([DEFAULT, *(args.names or ABLATIONS)]))
     jobs = [Job(name, seed, args.epochs, device.type) for seed in range(args.seeds) for name in names]
-    args.output.mkdir(parents=True, exist_ok=True)
+    output_folder(args.output)
     path = args.output / "ablations.jsonl"
-    results, others = read_results(path, jobs) if args.resume else ([], [])
+    results, others = read_results(path, jobs, MEASURES) if args.resume else ([], [])
     path.touch()  # what cannot be written to is found now, not after the first run
     finished = {(result["name"], result["seed"]) for result in results}
     missing = [job for job in jobs if (job.name, job.seed) not in finished]

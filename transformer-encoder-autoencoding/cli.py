@@ -6,6 +6,8 @@ import gc
 import math
 import os
 import re
+import secrets
+import shutil
 import signal
 import sys
 import tempfile
@@ -111,6 +113,14 @@ def pick_device(name: str):
     return torch.device(name)
 
 
+def check_name(path: Path) -> None:
+    """Raises InputError where a folder's name is not UTF-8, which the libraries of model directories need."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{path}: the name is not UTF-8; rename the folder, or name another") from None
+
+
 def check_output(path: Path) -> None:
     """Try whether the folder that --output names, or the one it would be made in, can be written to.
 
@@ -131,14 +141,42 @@ def output_folder(path: Path) -> None:
 
 
 @contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write beside path, which takes its place, with its permissions, when the body has ended well;
+    where it has not, what was there stays. A link stays one."""
+    path = Path(os.path.realpath(path))
+    part = path.with_name(f".{secrets.token_hex(8)}.part{path.suffix}")  # no two runs write the same
+    try:
+        yield part
+        if path.exists():
+            shutil.copymode(path, part)
+        os.replace(part, path)
+    except OSError as error:
+        if error.filename in (None, str(part)):
+            error.filename = str(path)
+        raise
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file as UTF-8, whole or not at all."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8", newline="\n")
+
+
+@contextmanager
 def claimed(path: Path) -> Iterator[None]:
     """Within it the folder that --output names is there, and no other run that claims it may write to it. If
     it was made for this and is still empty, it goes again.
 
     Raises InputError where it cannot be written to, or another run has it.
     """
+    check_name(path)
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     output_folder(path)
+    check_output(path / "model")  # now, not when all is learnt
     handle = os.open(path, os.O_RDONLY) if fcntl else None
     try:
         if fcntl:  # the lock goes with the process, however that ends
@@ -180,7 +218,8 @@ class Interrupt:
 
 def warn(message: str) -> None:
     """One line on stderr about something odd that was dealt with."""
-    print(f"{Path(sys.argv[0]).name}: warning: {one_line(message)}", file=sys.stderr)
+    with suppress(OSError):  # what nobody can read stops nothing
+        print(f"{Path(sys.argv[0]).name}: warning: {one_line(message)}", file=sys.stderr)
 
 
 def open_streams() -> None:
@@ -220,6 +259,7 @@ def run(main: Callable[[], None]) -> None:
         reason, status = str(interrupt) or "interrupted", 128 + signal.SIGINT
     else:
         return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # there is nothing left to interrupt
     gc.collect()  # a progress bar that the failure has left open ends its line
     try:
         sys.stdout.flush()

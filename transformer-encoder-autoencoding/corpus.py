@@ -4,6 +4,7 @@ and corrupted for masked language modelling (Devlin et al. 2018, section 3.1, "T
 Legend: B sentences of a batch, S length of the longest of them.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -21,6 +22,7 @@ from store import Plan, Sequences, Store, Writer, gathered, mapped
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORD = r"\w+(?:[-'’]\w+)*"  # letters, marks and digits, hyphens and apostrophes inside: one word
 TOKEN = WORD + r"|[^\w\s]"  # a word, or a mark
+ENDLESS = re.compile(r"\S{1000}")  # the time to learn subwords from one word grows with its square
 IGNORE = -100  # the label of a position that is not scored; PyTorch's cross-entropy skips it
 
 
@@ -35,6 +37,7 @@ def train_tokenizer(sentences: Iterable[str], kind: str, vocab_size: int) -> Tok
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(TOKEN), behavior="removed", invert=True)
         trainer = WordLevelTrainer(vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, show_progress=False)
     else:
+        sentences = (ENDLESS.sub(r"\g<0> ", sentence) for sentence in sentences)
         tokenizer = Tokenizer(models.BPE(unk_token=UNK))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         tokenizer.decoder = decoders.ByteLevel()

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
-from cli import InputError
+from cli import InputError, replacing, write_text
 from corpus import CLS, IGNORE, SEP, WORD, Corpus, SpecialIds
 from encoder import MaskedLanguageModel
 from reading import numbered_lines
@@ -213,7 +213,7 @@ def report(
             begin, end = cloze.key_span()
             verdict = "" if guesses[i] == cloze.key else f"  (was: {cloze.key})"
             lines.append(f"  {cloze.sentence[:begin]}[{guesses[i]}]{cloze.sentence[end:]}{verdict}")
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     print("\n".join(lines))  # last: whoever reads them may have left
 
 
@@ -257,5 +257,6 @@ def draw_curve(curve: list[dict], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=150)
     plt.close(figure)

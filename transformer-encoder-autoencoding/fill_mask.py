@@ -61,7 +61,7 @@ def typed() -> Iterator[str]:
     print(f"Type a sentence with {MASK}; an empty line ends.", file=sys.stderr)
     while True:
         try:
-            sentence = input("> ").strip()
+            sentence = input("> " if sys.stdout.isatty() else "").strip()
         except EOFError:
             return
         if not sentence:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import tokenizer_json
-from cli import InputError
+from cli import InputError, check_name
 from corpus import CLS, MASK, PAD, SEP, UNK, SpecialIds
 from encoder import EncoderConfig, MaskedLanguageModel
 
@@ -206,6 +206,7 @@ def load(directory: Path, device: torch.device) -> tuple[MaskedLanguageModel, To
     Returns the model, in evaluation mode, and its tokenizer.
     Raises InputError where something is missing, damaged or of another kind.
     """
+    check_name(directory)
     if not (directory / "config.json").is_file():
         raise InputError(f"{directory}: no model here; run train_mlm.py first, or name one with --model")
     config = read_config(directory / "config.json")

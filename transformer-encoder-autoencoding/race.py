@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import train_mlm
 from benchmark import HuggingFace, Ours, need_transformers
-from cli import Parser, output_folder, pick_device, real, run
+from cli import Parser, output_folder, pick_device, real, replacing, run
 from corpus import IGNORE
 from fast import best_precision
 
@@ -69,7 +69,8 @@ def draw(curves: dict[str, tuple[float, list[float]]], task: str, path: Path) ->
     )
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=150)
     plt.close(figure)
 
 

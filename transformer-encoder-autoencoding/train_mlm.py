@@ -131,8 +131,6 @@ def prepare(args: argparse.Namespace, team: Team, clozes: Sequence[Cloze] = ()) 
     """
     path = args.output / "checkpoint.pt"
     last = checkpoint.load(path) if args.resume else None
-    if team.leads and not last and checkpoint.newer(path, args.output / "model" / "config.json"):
-        warn(f"{path}: is of a run that did not end, and is written over; --resume would go on with it")
     with team.leader_first():
         text = Text(args.corpus, args.held_out, args.seed)
         vocabulary = [args.tokenizer, args.vocab_size or VOCAB_SIZE[args.tokenizer]]
@@ -162,6 +160,8 @@ def prepare(args: argparse.Namespace, team: Team, clozes: Sequence[Cloze] = ()) 
     corpus = Corpus.open(store, tokenizer)
     if text.held_out_file and text.left_out and team.leads:
         warn(f"left {text.left_out} sentences out of training: they are in {text.held_out_file}")
+    if team.leads and not last and checkpoint.newer(path, args.output / "model" / "config.json"):
+        warn(f"{path}: is of a run that did not end, and is written over; --resume would go on with it")
     args.precision = args.precision or best_precision(team.device)
     # on a CPU, in runs of some minutes, small batches taught more and were hardly slower
     large = team.device.type != "cpu" and corpus.tokens > 100 * LARGE_BATCH
@@ -210,10 +210,10 @@ def train(args: argparse.Namespace, team: Team) -> None:
         state.save_curve()
     state.model.load_state_dict(state.kept)
     pretrained.save(model, state.model, tokenizer)
+    for name in ("metrics.json", "loss_curve.png"):  # of a model that was here before
+        (args.output / name).unlink(missing_ok=True)
     interrupt.release()
     if interrupted or interrupt.asked:
-        for name in ("metrics.json", "loss_curve.png"):  # of a model that was here before
-            (args.output / name).unlink(missing_ok=True)
         raise KeyboardInterrupt(f"interrupted; the model so far is in {model}, --resume goes on")
 
     progress = state.progress

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import checkpoint
 from checkpoint import Progress
-from cli import InputError, Interrupt
+from cli import InputError, Interrupt, write_text
 from corpus import IGNORE, Corpus, corrupt
 from encoder import MaskedLanguageModel
 from fast import fast_training
@@ -219,7 +219,7 @@ class Run:
                     self.save()
                     saved = time.monotonic() - started
                 bar.update()
-        except BrokenPipeError:  # nobody reads the bar any more, as after `2>&1 | head`
+        except OSError:  # the bar cannot be written any more, as after `2>&1 | head`
             self.save()
             raise
         bar.close()
@@ -240,7 +240,7 @@ class Run:
     def save_curve(self) -> None:
         """Write the records of all evaluations so far."""
         lines = "".join(json.dumps(record) + "\n" for record in self.progress.curve)
-        (self.args.output / "metrics.jsonl").write_text(lines, encoding="utf-8")
+        write_text(self.args.output / "metrics.jsonl", lines)
 
     def restore(self, state: dict) -> None:
         """Go back to a state that save wrote. Raises InputError where it is of another run."""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import explorer
 import pretrained
-from cli import InputError, Parser, output_folder, pick_device, run, warn, whole
+from cli import InputError, Parser, output_folder, pick_device, replacing, run, warn, whole, write_text
 from corpus import MASK, SpecialIds
 from filling import Sentence, encode, to_word
 
@@ -31,6 +31,7 @@ plt.rcParams["text.parse_math"] = False  # a "$" in a sentence is a "$"
 
 HERE = Path(__file__).parent
 COLOURS = "cividis"  # even in lightness, and the same to a colour-blind reader
+MOST_MAPS = 48  # a side
 
 
 def parse_args() -> argparse.Namespace:
@@ -71,6 +72,15 @@ def choose(weights: Tensor, layer: int | None, head: int | None) -> tuple[Tensor
     return chosen, f"{which_layer}, {which_head}"
 
 
+def check_room(n_layers: int, n_heads: int) -> None:
+    """Raises InputError where a picture has no room for so many maps."""
+    if max(n_layers, n_heads) > MOST_MAPS:
+        raise InputError(
+            f"the model has {n_layers} layers with {n_heads} heads, and a picture has room for {MOST_MAPS} a "
+            "side; give --html"
+        )
+
+
 def draw_map(weights: Tensor, rows: list[str], columns: list[str], title: str, path: Path) -> None:
     """One attention map (S, S): a row for every word that attends, a column for every word attended to."""
     highest = float(weights.max())
@@ -87,7 +97,8 @@ def draw_map(weights: Tensor, rows: list[str], columns: list[str], title: str, p
             shade = "black" if weight > 0.5 * highest else "white"
             axes.text(column, row, f"{weight:.2f}", color=shade, ha="center", va="center", fontsize=7)
     figure.colorbar(image, label="attention weight (each row adds up to 1)", shrink=0.85)
-    figure.savefig(path, dpi=150, bbox_inches="tight")
+    with replacing(path) as part:
+        figure.savefig(part, dpi=150, bbox_inches="tight")
     plt.close(figure)
 
 
@@ -101,8 +112,6 @@ def draw_heads(weights: Tensor, rows: list[str], columns: list[str], title: str,
         figsize=(1.6 + side * n_heads, 1.2 + (side + 0.35) * n_layers),
         layout="constrained",
         squeeze=False,
-        sharex=True,
-        sharey=True,
     )
     for axes, head_weights, spread, (layer, head) in zip(
         grid.flat,
@@ -113,13 +122,17 @@ def draw_heads(weights: Tensor, rows: list[str], columns: list[str], title: str,
     ):
         image = axes.imshow(head_weights.numpy(), cmap=COLOURS, vmin=0, vmax=1)
         axes.set_title(f"layer {layer + 1}, head {head + 1}\n{spread:.2f} bits", fontsize=8)
+        axes.set(xticks=[], yticks=[])
+    for axes in grid[-1]:
         axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=6)
+    for axes in grid[:, 0]:
         axes.set_yticks(range(len(rows)), rows, fontsize=6)
     figure.suptitle(title, fontsize=10)
     figure.supxlabel("attended to", fontsize=9)
     figure.supylabel("attending", fontsize=9)
     figure.colorbar(image, ax=grid, label="attention weight", shrink=0.8)
-    figure.savefig(path, dpi=150, bbox_inches="tight")
+    with replacing(path) as part:
+        figure.savefig(part, dpi=150, bbox_inches="tight")
     plt.close(figure)
 
 
@@ -143,6 +156,8 @@ def main() -> None:
     (encoding,) = encode([Sentence(args.sentence, "SENTENCE")], model, tokenizer)
     if args.html:
         explorer.check_size(model.config.n_layers, model.config.n_heads, len(encoding))
+    else:
+        check_room(model.config.n_layers, model.config.n_heads)
     ids = torch.tensor([encoding.ids], device=device)
     states, weights = model.encoder(ids, need_weights=True)
     weights = torch.stack(weights)[:, 0].cpu()  # (L, H, S, S)
@@ -156,7 +171,7 @@ def main() -> None:
         guesses = explorer.guesses(encoding.ids, model, tokenizer, device)
         maps = explorer.with_means(weights)
         page = explorer.page(args.sentence, words, maps, entropy(maps), guesses, args.layer, args.head)
-        (args.output / "attention.html").write_text(page, encoding="utf-8", newline="\n")
+        write_text(args.output / "attention.html", page)
         print(args.output / "attention.html")
         return
 

@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 import train
-from cli import InputError, Parser, pick_device, run, whole
+from cli import InputError, Parser, output_folder, pick_device, run, whole, write_text
 from evaluation import answer_all, bleu_and_chrf, exact_match, exact_match_by_kind
 from laboratory import draw, read_results, scratch, side_by_side, table, write_results
 from pairs import IGNORE, Batch
@@ -238,7 +238,7 @@ def write(results: list[dict], args: argparse.Namespace) -> None:
             entry = ABLATIONS[result["name"]]
             text += f"- **{result['name']}** takes out: {entry.removes} Predicted: {entry.prediction} "
             text += f"`{EXAMPLE}` → `{shorten(result['example'], 60, placeholder=' ...')}`\n"
-    (args.output / "ablations.md").write_text(text, encoding="utf-8")
+    write_text(args.output / "ablations.md", text)
     if len({result["name"] for result in results}) > 1:
         above, below = ("train_loss", "training loss (nats)"), ("combinations", "new answers, rewrites")
         draw(results, DEFAULT, above, below, args.output / "ablations.png")
@@ -269,9 +269,9 @@ def main() -> None:
     device = pick_device(args.device)
     names = list(dict.fromkeys([DEFAULT, *(args.names or ABLATIONS)]))
     jobs = [Job(name, seed, args.epochs, device.type) for seed in range(args.seeds) for name in names]
-    args.output.mkdir(parents=True, exist_ok=True)
+    output_folder(args.output)
     path = args.output / "ablations.jsonl"
-    results, others = read_results(path, jobs) if args.resume else ([], [])
+    results, others = read_results(path, jobs, MEASURES) if args.resume else ([], [])
     path.touch()  # what cannot be written to is found now, not after the first run
     finished = {(result["name"], result["seed"]) for result in results}
     missing = [job for job in jobs if (job.name, job.seed) not in finished]

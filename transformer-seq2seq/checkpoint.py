@@ -6,6 +6,7 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import torch
 
@@ -71,9 +72,16 @@ def load(path: Path) -> dict[str, Any]:
     damage = []
     for candidate in candidates:
         try:
+            with ZipFile(candidate) as file:
+                if damaged := file.testzip():  # whose checksum is wrong: PyTorch does not look at it
+                    raise ValueError(damaged)
             with warnings.catch_warnings(action="ignore"):
                 state = torch.load(candidate, map_location="cpu", weights_only=True)
-            _ = state["identity"]
+            if not all(isinstance(state[name], dict) for name in ("identity", "model", "optimizer")):
+                raise TypeError
+            Progress(**state["progress"])
+        except PermissionError:
+            raise
         except Exception as error:  # torch raises many kinds for a damaged file, and says much about them
             damage.append(f"{candidate}: is damaged ({type(error).__name__})")
             continue

@@ -11,6 +11,7 @@ import numpy as np
 from sacrebleu.metrics import BLEU, CHRF
 from tokenizers import Tokenizer
 
+from cli import replacing, write_text
 from decoding import generate_all
 from pairs import short_enough, to_text
 from reading import Pair, plain
@@ -119,12 +120,12 @@ def report(
     )
     if list(by_kind) != [""]:
         metrics |= {"held_out_by_kind": by_kind, "baseline_by_kind": baseline_by_kind}
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     rows = [("kind", "source", "reference", "output")]
     rows += [
         (pair.kind, pair.source, pair.target, output) for pair, output in zip(held_out, outputs, strict=True)
     ]
-    (folder / "outputs.tsv").write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
+    write_text(folder / "outputs.tsv", "".join("\t".join(row) + "\n" for row in rows))
 
     print(f"\n{'':38}{'Transformer':>12}{'nearest prompt':>16}")
     print(f"{f'training pairs ({len(recalled):,}), exact match':38}{recall:12.1%}")
@@ -168,5 +169,6 @@ def draw_curve(curve: list[dict], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=150)
     plt.close(figure)

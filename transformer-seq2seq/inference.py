@@ -11,10 +11,9 @@ standard output, or to --output, which appears only when it is complete.
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -23,7 +22,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 import pretrained
-from cli import InputError, Parser, one_line, pick_device, real, run, warn, whole
+from cli import InputError, Parser, one_line, pick_device, real, replacing, run, warn, whole
 from decoding import Hypothesis, Sampler, generate_all
 from pairs import to_text
 from prompts import encode, encoded_chunks, position, sound, warn_of
@@ -148,7 +147,7 @@ def converse(model: Transformer, tokenizer: Tokenizer, args: argparse.Namespace)
     print("Type a prompt; an empty line ends.", file=sys.stderr)
     while True:
         try:
-            prompt = input("> ").strip()
+            prompt = input("> " if sys.stdout.isatty() else "").strip()
         except EOFError:
             return
         if not prompt:
@@ -197,30 +196,25 @@ def filter_lines(
 def output_to(path: Path | None) -> Iterator[TextIO]:
     """Standard output, or a file that takes its place only when it is complete; a pipe or a device, which
     cannot be replaced, is written to as it is."""
-    if path is None:
+    if path in (None, Path("/dev/stdout")):
         yield sys.stdout
         return
     if path.is_dir():
         raise InputError(f"--output {path}: is a folder; name a file")
     regular = path.is_file() or not path.exists()
-    if regular and path.is_symlink():  # a link stays one
-        path = path.resolve()
-    part = path.with_name(f".{path.name}.part") if regular else path
     made = [folder for folder in path.parents if not folder.exists()]
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise InputError(f"--output {path}: {path.parent} is no folder; name a file in one") from None
-        with part.open("w", encoding="utf-8", newline="\n") as file:
+        with (
+            replacing(path) if regular else nullcontext(path) as part,
+            part.open("w", encoding="utf-8", newline="\n") as file,
+        ):
             yield file
-        if regular:
-            os.replace(part, path)
         made = []
     finally:
-        if regular:
-            with suppress(OSError):
-                part.unlink()
         for folder in made:  # nothing is left of what failed
             with suppress(OSError):
                 folder.rmdir()
@@ -229,6 +223,9 @@ def output_to(path: Path | None) -> Iterator[TextIO]:
 def main() -> None:
     args = parse_args()
     device = pick_device(args.device)
+    for flag, path in (("--input", args.input), ("--references", args.references)):
+        if args.output and path and args.output.is_file() and path.exists() and path.samefile(args.output):
+            raise InputError(f"--output {args.output}: is what {flag} names; name another file")
     references = None
     if args.references:
         with open_text(args.references) as stream:

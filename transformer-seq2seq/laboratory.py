@@ -10,7 +10,7 @@ import multiprocessing
 import signal
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import compress
 from multiprocessing.connection import Connection, wait
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from cli import InputError, Interrupt
+from cli import InputError, Interrupt, replacing, write_text
 
 Work = Callable[[Any, Callable[[], None]], dict]  # (job, what to call after each of its parts) -> its result
 
@@ -79,14 +79,12 @@ def side_by_side(work: Work, jobs: list, processes: int, part_done: Callable[[],
 
 def write_results(results: list[dict], path: Path) -> None:
     """A line of JSON for each, written whole or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text("".join(json.dumps(result) + "\n" for result in results), encoding="utf-8")
-    part.replace(path)
+    write_text(path, "".join(json.dumps(result) + "\n" for result in results))
 
 
-def read_results(path: Path, jobs: list) -> tuple[list[dict], list[dict]]:
-    """Of the results in the file, which begin with the fields of their job, those of these jobs, and the
-    others.
+def read_results(path: Path, jobs: list, measures: Iterable[str]) -> tuple[list[dict], list[dict]]:
+    """Of the results in the file, which begin with the fields of their job and have these measures, those of
+    these jobs, and the others.
 
     Raises InputError where there is no such file, or a damaged one.
     """
@@ -94,10 +92,12 @@ def read_results(path: Path, jobs: list) -> tuple[list[dict], list[dict]]:
         raise InputError(f"{path}: no finished runs here to go on from; run without --resume first")
     try:
         results = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        wanted = [vars(job) for job in jobs]
+        wanted, needed = [vars(job) for job in jobs], {"stopped", "curve", *measures}
+        if any(needed - result.keys() for result in results):
+            raise KeyError
         asked = [{name: result[name] for name in wanted[0]} in wanted for result in results]
         return list(compress(results, asked)), [r for r, mine in zip(results, asked, strict=True) if not mine]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise InputError(f"{path}: is damaged; run without --resume") from None
 
 
@@ -163,5 +163,6 @@ def draw(
     labels = ["ablated: mean and range of the seeds", default]
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=110)
     plt.close(figure)

@@ -24,6 +24,7 @@ EOS, UNK, PAD = "</s>", "<unk>", "<pad>"  # MarianMT's names; the first two ids 
 SPACE = "▁"  # stands for the space before a word, so that joining tokens gives back the text
 SPACES, MARK = r"\s+", rf"[^\w{SPACE}'’-]"
 SIDES = "source", "target"
+ENDLESS = re.compile(r"\S{1000}")  # the time to learn subwords from one word grows with its square
 IGNORE = -100  # the label of padding; PyTorch's cross-entropy skips it
 
 
@@ -42,6 +43,7 @@ def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int) -> Tokeniz
         tokenizer.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme="always")
         trainer = WordLevelTrainer(vocab_size=vocab_size - 1, special_tokens=[EOS, UNK], show_progress=False)
     else:
+        texts = (ENDLESS.sub(r"\g<0> ", text) for text in texts)
         tokenizer = Tokenizer(models.BPE(unk_token=UNK))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         tokenizer.decoder = decoders.ByteLevel()

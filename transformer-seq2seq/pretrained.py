@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import tokenizer_json
-from cli import InputError
+from cli import InputError, check_name
 from marian_tokenizer import FILES as SENTENCEPIECE_FILES
 from marian_tokenizer import MarianTokenizer
 from pairs import EOS, PAD, UNK
@@ -217,6 +217,7 @@ def load(directory: Path, device: torch.device) -> tuple[Transformer, Tokenizer 
 
     Raises InputError where something is missing, damaged or of another kind.
     """
+    check_name(directory)
     if not (directory / "config.json").is_file():
         raise InputError(
             f"{directory}: no model here (no config.json); run train.py first, or name one with --model"

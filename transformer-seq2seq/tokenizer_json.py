@@ -81,6 +81,11 @@ def refusal(part: Any, name: str) -> str:
             return f"is a {kind} by a pattern of its own, {pattern!r}, which is not supported"
         if not isinstance(grown, str) or len(grown) > len(text or " "):
             return f"is a {kind} that makes text longer, which is not supported"
+    if kind == "TemplateProcessing":
+        pieces = part.get("single")
+        repeats = not isinstance(pieces, list) or sum("Sequence" in str(piece) for piece in pieces) > 1
+        if repeats or len(str(part)) > 2000:
+            return "is a TemplateProcessing that makes text much longer, which is not supported"
     if name == "model":
         vocabulary, unknown = part.get("vocab"), part.get("unk_token")
         if not isinstance(vocabulary, dict):

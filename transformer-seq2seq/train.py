@@ -125,8 +125,6 @@ def prepare(args: argparse.Namespace, team: Team) -> tuple[Run, Tokenizer | Mari
     """
     path = args.output / "checkpoint.pt"
     last = checkpoint.load(path) if args.resume else None
-    if team.leads and not last and checkpoint.newer(path, args.output / "model" / "config.json"):
-        warn(f"{path}: is of a run that did not end, and is written over; --resume would go on with it")
     with team.leader_first():
         pairs = Pairs(args.pairs, args.held_out, (args.source_column, args.target_column), args.seed)
         vocabulary = [args.tokenizer, args.vocab_size or VOCAB_SIZE[args.tokenizer]]
@@ -165,6 +163,8 @@ def prepare(args: argparse.Namespace, team: Team) -> tuple[Run, Tokenizer | Mari
                 f"left out {pairs.kept - len(corpus)} training and {len(pairs.held_out) - len(held_out)} "
                 f"held-out pairs of more than {max_length} tokens on a side; raise --max-length to keep them"
             )
+    if team.leads and not last and checkpoint.newer(path, args.output / "model" / "config.json"):
+        warn(f"{path}: is of a run that did not end, and is written over; --resume would go on with it")
     args.precision = args.precision or best_precision(team.device)
     # on a CPU, in runs of some minutes, small batches taught more and were hardly slower
     large = team.device.type != "cpu" and len(corpus.target.ids) > 100 * LARGE_BATCH
@@ -211,10 +211,10 @@ def train(args: argparse.Namespace, team: Team) -> None:
         state.save_curve()
     state.model.load_state_dict(state.kept)
     pretrained.save(model, state.model, tokenizer)
+    for name in ("metrics.json", "loss_curve.png", "outputs.tsv"):  # of a model that was here before
+        (args.output / "samples" / name).unlink(missing_ok=True)
     interrupt.release()
     if interrupted or interrupt.asked:
-        for name in ("metrics.json", "loss_curve.png", "outputs.tsv"):  # of a model that was here before
-            (args.output / "samples" / name).unlink(missing_ok=True)
         raise KeyboardInterrupt(f"interrupted; the model so far is in {model}, --resume goes on")
 
     progress = state.progress

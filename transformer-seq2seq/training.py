@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 import checkpoint
 from checkpoint import Progress
-from cli import InputError, Interrupt
+from cli import InputError, Interrupt, write_text
 from fast import CHUNK, fast_training, token_losses
 from pairs import IGNORE, PairCorpus
 from parallel import Team, seed_all
@@ -190,7 +190,7 @@ class Run:
                     self.save()
                     saved = time.monotonic() - started
                 bar.update()
-        except BrokenPipeError:  # nobody reads the bar any more, as after `2>&1 | head`
+        except OSError:  # the bar cannot be written any more, as after `2>&1 | head`
             self.save()
             raise
         bar.close()
@@ -213,7 +213,7 @@ class Run:
         lines = "".join(json.dumps(record) + "\n" for record in self.progress.curve)
         samples = self.args.output / "samples"
         samples.mkdir(exist_ok=True)
-        (samples / "metrics.jsonl").write_text(lines, encoding="utf-8")
+        write_text(samples / "metrics.jsonl", lines)
 
     def restore(self, state: dict) -> None:
         """Go back to a state that save wrote. Raises InputError where it is of another run."""

@@ -25,7 +25,7 @@ from torch import Tensor
 
 import explorer
 import pretrained
-from cli import InputError, Parser, output_folder, pick_device, run, warn, whole
+from cli import InputError, Parser, output_folder, pick_device, replacing, run, warn, whole, write_text
 from decoding import generate
 from prompts import encode, sound
 from transformer import Attentions, Transformer, causal_mask
@@ -37,6 +37,7 @@ HERE = Path(__file__).parent
 PICTURES = "attention_heatmap.png", "decoder_self_attention.png", "attention_heads.png"
 PAGE = "attention.html"
 COLOURS = "cividis"  # even in lightness, and the same to a colour-blind reader
+MOST_MAPS = 48  # a side
 
 
 def parse_args() -> argparse.Namespace:
@@ -80,6 +81,15 @@ def shortened(words: list[str]) -> list[str]:
     return [word if len(word) <= 30 else f"{word[:29]}…" for word in words]
 
 
+def check_room(n_layers: int, n_heads: int) -> None:
+    """Raises InputError where a picture has no room for so many maps."""
+    if max(n_layers, n_heads) > MOST_MAPS:
+        raise InputError(
+            f"the model has {n_layers} layers with {n_heads} heads, and a picture has room for {MOST_MAPS} a "
+            "side; give --html"
+        )
+
+
 def draw_map(weights: Tensor, rows: list[str], columns: list[str], title: str, path: Path) -> None:
     """One attention map (T, S): a row for every word being generated, a column for every word attended to.
     What may not be attended to is NaN and left white."""
@@ -97,7 +107,8 @@ def draw_map(weights: Tensor, rows: list[str], columns: list[str], title: str, p
             shade = "black" if weight > 0.5 * highest else "white"
             axes.text(column, row, f"{weight:.2f}", color=shade, ha="center", va="center", fontsize=7)
     figure.colorbar(image, label="attention weight (each row adds up to 1)", shrink=0.85)
-    figure.savefig(path, dpi=150, bbox_inches="tight")
+    with replacing(path) as part:
+        figure.savefig(part, dpi=150, bbox_inches="tight")
     plt.close(figure)
 
 
@@ -111,8 +122,6 @@ def draw_heads(weights: Tensor, rows: list[str], columns: list[str], title: str,
         figsize=(1.6 + side * n_heads, 1.2 + (side + 0.35) * n_layers),
         layout="constrained",
         squeeze=False,
-        sharex=True,
-        sharey=True,
     )
     for axes, head_weights, spread, (layer, head) in zip(
         grid.flat,
@@ -123,13 +132,17 @@ def draw_heads(weights: Tensor, rows: list[str], columns: list[str], title: str,
     ):
         image = axes.imshow(head_weights.numpy(), cmap=COLOURS, vmin=0, vmax=1)
         axes.set_title(f"layer {layer + 1}, head {head + 1}\n{spread:.2f} bits", fontsize=8)
+        axes.set(xticks=[], yticks=[])
+    for axes in grid[-1]:
         axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=6)
+    for axes in grid[:, 0]:
         axes.set_yticks(range(len(rows)), rows, fontsize=6)
     figure.suptitle(title, fontsize=10)
     figure.supxlabel("attended to", fontsize=9)
     figure.supylabel("being generated", fontsize=9)
     figure.colorbar(image, ax=grid, label="attention weight", shrink=0.8)
-    figure.savefig(path, dpi=150, bbox_inches="tight")
+    with replacing(path) as part:
+        figure.savefig(part, dpi=150, bbox_inches="tight")
     plt.close(figure)
 
 
@@ -200,7 +213,7 @@ def write_page(found: Attended, args: argparse.Namespace, tokenizer: Tokenizer) 
     }
     next_words = explorer.likeliest(found.probabilities, tokenizer)
     page = explorer.page(args.prompt, shown, next_words, args.layer, args.head)
-    (args.output / PAGE).write_text(page, encoding="utf-8", newline="\n")
+    write_text(args.output / PAGE, page)
 
 
 def draw_pictures(found: Attended, args: argparse.Namespace) -> None:
@@ -223,6 +236,8 @@ def main() -> None:
     model, tokenizer = pretrained.load(args.model, pick_device(args.device))
     found = attend(model, tokenizer, args.prompt, encoder=args.html)
     choose(found.cross, args.layer, args.head)  # refuses a wrong --layer or --head before anything is written
+    if not args.html:
+        check_room(*found.cross.shape[:2])
     output_folder(args.output)
     if args.html:
         write_page(found, args, tokenizer)

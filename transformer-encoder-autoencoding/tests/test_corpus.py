@@ -279,6 +279,11 @@ def test_bpe_knows_every_text_and_gives_it_back(bpe, text):
     assert "".join(bpe.decode(ids, skip_special_tokens=False).split()) == "".join(text.split())
 
 
+def test_bpe_learns_from_an_endless_word_in_pieces():
+    tokenizer = train_tokenizer(["a" * 5000, "b"], "bpe", 300)
+    assert 500 < max(map(len, tokenizer.get_vocab())) <= 1001
+
+
 @pytest.mark.parametrize(
     "text", ["👩‍👩‍👧 zebra", "e\u0323\u0302 q\u0307\u0323", "שָׁלוֹם עולם", "مرحبا ١٢٣", "한국어 漢字", "\u200b"]
 )

@@ -288,6 +288,11 @@ TEXTS = st.lists(
 ).map(lambda words: tidy(" ".join(words)))
 
 
+def test_bpe_learns_from_an_endless_word_in_pieces():
+    tokenizer = train_tokenizer(["a" * 5000, "b"], "bpe", 300)
+    assert 500 < max(map(len, tokenizer.get_vocab())) <= 1001
+
+
 @few
 @given(TEXTS)
 def test_bpe_gives_back_any_text(bpe, text):

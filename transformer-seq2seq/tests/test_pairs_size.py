@@ -324,6 +324,10 @@ def test_what_is_damaged_is_made_anew(prepare, tmp_path):
         assert prepare()[2] == ["train_tokenizer", "tokenize"]
         (tokens / file).unlink()
         assert prepare()[2] == ["train_tokenizer", "tokenize"]
+        content = bytearray((tokens / file).read_bytes())
+        content[-1] ^= 1
+        (tokens / file).write_bytes(content)
+        assert prepare()[2] == ["train_tokenizer", "tokenize"]
 
 
 def test_a_run_in_blocks_is_resumed_exactly(prepare, monkeypatch):

@@ -15,6 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import pretrained
+from cli import replacing
 from pairs import train_tokenizer
 
 GOOD = b"a b\tb a\nc d\td c\ne f\tf e\n"
@@ -125,6 +127,11 @@ KEYS = "model.encoder.layers.0.self_attn.k_proj.weight"
 GROWING = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 9}
 PATTERN = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
 BOMB = {"type": "Precompiled", "precompiled_charsmap": "////////////////////////"}  # asks for 8 GB
+TEXT = {"Sequence": {"id": "A", "type_id": 0}}
+TWICE = {"type": "TemplateProcessing", "single": [TEXT, TEXT], "pair": [TEXT], "special_tokens": {}}
+END = {"SpecialToken": {"id": "END", "type_id": 0}}
+MANY = {"id": "END", "ids": [0] * 3000, "tokens": ["x"] * 3000}  # 3,000 times 3,000 tokens
+ENDS = {"single": [TEXT, *[END] * 3000], "pair": [TEXT], "special_tokens": {"END": MANY}}
 OUTSIDE = {"type": "BertProcessing", "sep": ["</s>", 4_000_000_000], "cls": ["</s>", 0]}
 
 MODELS = {  # name of the directory: what has been done to a sound one, what the line must say
@@ -219,6 +226,14 @@ MODELS = {  # name of the directory: what has been done to a sound one, what the
         "tokenizer.json: belongs to another model",
     ),
     "ids-outside": (tokenizer_json(post_processor=OUTSIDE), "tokenizer.json: belongs to another model"),
+    "repeating": (
+        tokenizer_json(post_processor=TWICE),
+        "is a TemplateProcessing that makes text",
+    ),
+    "ending": (
+        tokenizer_json(post_processor={"type": "TemplateProcessing", **ENDS}),
+        "is a TemplateProcessing that makes text",
+    ),
     "growing": (tokenizer_json(normalizer=GROWING), "is a Replace that makes text longer"),
     "pattern": (tokenizer_json(pre_tokenizer=PATTERN), "is a Split by a pattern of its own"),
     "bomb": (tokenizer_json(normalizer=BOMB), "its normalizer is of the kind 'Precompiled'"),
@@ -247,6 +262,14 @@ REFUSED = {  # by topic: the command line, what the line on stderr must say
         ("train.py --pairs file/below.tsv", "file/below.tsv: no such file"),
         (f"train.py --pairs {'x' * 300}", "File name too long"),
         ("train.py --pairs caf\udce9.tsv", "caf\\udce9.tsv: no such file"),
+        (
+            "train.py --pairs good.tsv --output caf\udce9",
+            "caf\\udce9: the name is not UTF-8",
+        ),
+        (
+            "train.py --pairs good.tsv --init caf\udce9",
+            "caf\\udce9: the name is not UTF-8",
+        ),
         ("train.py --pairs empty.tsv", "empty.tsv: holds no text"),
         ("train.py --pairs /dev/null", "/dev/null: can be read but once; save its text as a file"),
         ("train.py --pairs /dev/stdin < good.tsv", "/dev/stdin: can be read but once; save"),
@@ -576,6 +599,32 @@ def test_a_named_pipe_is_refused_as_it_can_be_read_but_once(run, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     done = run(f"train.py --pairs {tmp_path / 'pipe'} --output {tmp_path / 'out'}")
     assert_refused(done, "train.py", "pipe: can be read but once; save its text as a file, and name that")
+
+
+def test_what_cannot_be_written_whole_leaves_what_was_there(tmp_path):
+    path = tmp_path / "picture.png"
+    for error in (OSError(28, "No space left on device"), KeyboardInterrupt()):
+        path.write_bytes(b"before")
+        with pytest.raises(type(error)) as caught, replacing(path) as part:
+            part.write_bytes(b"ha")
+            raise error
+        assert getattr(caught.value, "filename", str(path)) == str(path)
+        assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("picture.png", b"before")]
+    path.chmod(0o600)
+    with replacing(path) as part:
+        part.write_bytes(b"after")
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"after", 0o600)
+
+
+def test_a_model_of_too_many_heads_for_a_picture_is_refused(run, place, make_model, tokenizer):
+    before = snapshot(place)
+    pretrained.save(place / "too-many", make_model(tokenizer.get_vocab_size(), n_decoder_layers=49), tokenizer)
+    try:
+        done = run("visualize_attention.py --model too-many cook")
+        assert_refused(done, "visualize_attention.py", "49 layers with 2 heads, and a picture has")
+    finally:
+        shutil.rmtree(place / "too-many")
+    assert snapshot(place) == before
 
 
 def test_a_full_standard_output_ends_in_one_line(run):

@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 import pretrained
+from inference import output_to
 from pairs import UNK
 
 FOLDER = Path(__file__).parent.parent
@@ -241,7 +242,8 @@ def test_unknown_words_of_a_file_are_named_once(script, trained, tmp_path):
     lines = [f"The {animal} eats the bread" for animal in ("zebra", "gnu", "yak", "lynx", "moose", "eel")]
     (tmp_path / "in.txt").write_text("\n".join(lines * 20), encoding="utf-8")
     flags = ["--model", trained / "model", "--batch-size", 1, "--input", tmp_path / "in.txt"]
-    (line,) = script("inference", *flags)[2].splitlines()
+    err = script("inference", *flags)[2]
+    (line,) = [line for line in re.split("[\r\n]", err) if "unknown" in line]  # after a second, a bar as well
     assert "zebra, gnu, yak, lynx, moose and 1 more" in line
 
 
@@ -412,6 +414,40 @@ def test_starting_imports_only_what_is_used(trained):
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert {"torch", "tokenizers"} <= imported
     assert not imported & {"torch._dynamo", "sympy", "matplotlib", "sacrebleu", "transformers"}
+
+
+def test_two_at_once_write_whole_files(ask, tmp_path, training):
+    """The one that ends last has the file."""
+    (tmp_path / "in.txt").write_text(training[0][0] + "\n", encoding="utf-8")
+    out, flags = tmp_path / "out.txt", ("--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt")
+    with output_to(out) as other:  # of this process
+        other.write("half ")
+        other.flush()
+        ask(*flags)
+        assert out.read_text(encoding="utf-8") == training[0][1] + "\n"
+        other.write("and half\n")
+    assert out.read_text(encoding="utf-8") == "half and half\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "out.txt"]
+
+
+@pytest.mark.parametrize("flag", ["--input", "--references"])
+def test_what_is_read_is_not_written_over(script, trained, tmp_path, training, flag):
+    for name in ("in.txt", "ref.txt"):
+        (tmp_path / name).write_text(training[0][0] + "\n", encoding="utf-8")
+    output = tmp_path / ("in.txt" if flag == "--input" else "ref.txt")
+    flags = ("--input", tmp_path / "in.txt", "--references", tmp_path / "ref.txt", "--output", output)
+    status, _, err = script("inference", "--model", trained / "model", *flags)
+    assert status == 2 and f"is what {flag} names; name another file" in err and err.count("\n") == 1
+    assert output.read_text(encoding="utf-8") == training[0][0] + "\n"
+
+
+def test_an_output_that_is_standard_output_is_added_to(trained, tmp_path, training):
+    log = tmp_path / "log.txt"
+    log.write_text("precious\n")
+    line = [sys.executable, FOLDER / "inference.py", "--model", trained / "model", "--device", "cpu"]
+    with log.open("a") as stream:
+        subprocess.run([*line, "--output", "/dev/stdout", training[0][0]], stdout=stream, check=True)
+    assert log.read_text(encoding="utf-8").startswith("precious\nInput : ")
 
 
 def test_an_output_that_is_a_link_stays_one(ask, tmp_path, training):

@@ -140,6 +140,35 @@ def test_a_damaged_state_falls_back_to_the_one_before_and_says_so(interrupted, c
     assert "checkpoint.pt: is damaged" in warning and "the one before" in warning
 
 
+def test_a_flipped_bit_is_damage(interrupted, capsys):
+    folder, begin = interrupted
+    content = bytearray((folder / "checkpoint.pt").read_bytes())
+    content[len(content) // 2] ^= 1  # in a weight, or a moment of the optimizer's
+    (folder / "checkpoint.pt").write_bytes(content)
+    assert begin("--resume").progress.step == 1
+    assert "checkpoint.pt: is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("part", [{"identity": None}, {"progress": {"unheard of": 1}}, {"model": None}])
+def test_a_state_of_another_make_falls_back_as_well(interrupted, capsys, part):
+    folder, begin = interrupted
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    torch.save(state | part, folder / "checkpoint.pt")
+    assert begin("--resume").progress.step == 1
+    assert "checkpoint.pt: is damaged" in capsys.readouterr().err
+
+
+def test_a_state_that_may_not_be_read_is_not_called_damaged(interrupted, monkeypatch):
+    _, begin = interrupted
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(checkpoint, "ZipFile", refuse)
+    with pytest.raises(PermissionError):
+        begin("--resume")
+
+
 def test_a_kill_between_two_renames_loses_nothing(interrupted):
     folder, begin = interrupted
     os.replace(folder / "checkpoint.pt", folder / "checkpoint.before.pt")
@@ -219,6 +248,18 @@ def test_an_interrupt_before_the_first_evaluation_leaves_the_model_of_before(
     status, _, err = script("train", *flags(tmp_path / "other"), "--seed", 1)
     assert status == 130 and "the model so far is in" in err.splitlines()[-1]
     assert (tmp_path / "other" / "model" / "model.safetensors").is_file()
+
+
+def test_an_interrupt_of_the_report_leaves_no_figures_of_another_model(flags, tmp_path, script, monkeypatch):
+    out = tmp_path / "out"
+    assert script("train", *flags(out))[0] == 0
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("evaluation.report", interrupted)
+    assert script("train", *flags(out), "--seed", 1)[0] == 130
+    assert not (out / "samples" / "metrics.json").exists()
 
 
 def test_an_interrupt_evaluates_what_was_learnt_since_the_last_time(flags, tmp_path, script, monkeypatch):
