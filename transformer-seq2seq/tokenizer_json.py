@@ -82,10 +82,17 @@ def refusal(part: Any, name: str) -> str:
         if not isinstance(grown, str) or len(grown) > len(text or " "):
             return f"is a {kind} that makes text longer, which is not supported"
     if kind == "TemplateProcessing":
-        pieces = part.get("single")
-        repeats = not isinstance(pieces, list) or sum("Sequence" in str(piece) for piece in pieces) > 1
-        if repeats or len(str(part)) > 2000:
-            return "is a TemplateProcessing that makes text much longer, which is not supported"
+        try:
+            pieces = part["single"]
+            texts = [piece["Sequence"]["id"] for piece in pieces if "SpecialToken" not in piece]
+            added = {piece["SpecialToken"]["id"] for piece in pieces if "SpecialToken" in piece}
+            fits = texts == ["A"] and added <= part["special_tokens"].keys() and len(str(part)) < 2000
+        except (TypeError, KeyError, AttributeError):
+            fits = False
+        if not fits:
+            return (
+                "is a TemplateProcessing that makes of a text more than the text with a few tokens around it"
+            )
     if name == "model":
         vocabulary, unknown = part.get("vocab"), part.get("unk_token")
         if not isinstance(vocabulary, dict):

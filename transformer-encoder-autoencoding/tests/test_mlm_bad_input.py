@@ -227,11 +227,19 @@ MODELS = {  # name of the directory: what has been done to a sound one, what the
     "ids-outside": (tokenizer_json(post_processor=OUTSIDE), "tokenizer.json: belongs to another model"),
     "repeating": (
         tokenizer_json(post_processor=TWICE),
-        "is a TemplateProcessing that makes text",
+        "is a TemplateProcessing that makes of a text more",
     ),
     "ending": (
         tokenizer_json(post_processor={"type": "TemplateProcessing", **ENDS}),
-        "is a TemplateProcessing that makes text",
+        "is a TemplateProcessing that makes of a text more",
+    ),
+    "lacking": (
+        tokenizer_json(post_processor=TWICE | {"single": [TEXT, END]}),
+        "is a TemplateProcessing that makes of a text more",
+    ),
+    "other-text": (
+        tokenizer_json(post_processor=TWICE | {"single": [{"Sequence": {"id": "B", "type_id": 0}}]}),
+        "is a TemplateProcessing that makes of a text more",
     ),
     "growing": (tokenizer_json(normalizer=GROWING), "is a Replace that makes text longer"),
     "pattern": (tokenizer_json(pre_tokenizer=PATTERN), "is a Split by a pattern of its own"),

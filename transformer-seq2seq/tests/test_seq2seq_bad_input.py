@@ -228,11 +228,19 @@ MODELS = {  # name of the directory: what has been done to a sound one, what the
     "ids-outside": (tokenizer_json(post_processor=OUTSIDE), "tokenizer.json: belongs to another model"),
     "repeating": (
         tokenizer_json(post_processor=TWICE),
-        "is a TemplateProcessing that makes text",
+        "is a TemplateProcessing that makes of a text more",
     ),
     "ending": (
         tokenizer_json(post_processor={"type": "TemplateProcessing", **ENDS}),
-        "is a TemplateProcessing that makes text",
+        "is a TemplateProcessing that makes of a text more",
+    ),
+    "lacking": (
+        tokenizer_json(post_processor=TWICE | {"single": [TEXT, END]}),
+        "is a TemplateProcessing that makes of a text more",
+    ),
+    "other-text": (
+        tokenizer_json(post_processor=TWICE | {"single": [{"Sequence": {"id": "B", "type_id": 0}}]}),
+        "is a TemplateProcessing that makes of a text more",
     ),
     "growing": (tokenizer_json(normalizer=GROWING), "is a Replace that makes text longer"),
     "pattern": (tokenizer_json(pre_tokenizer=PATTERN), "is a Split by a pattern of its own"),
@@ -618,7 +626,8 @@ def test_what_cannot_be_written_whole_leaves_what_was_there(tmp_path):
 
 def test_a_model_of_too_many_heads_for_a_picture_is_refused(run, place, make_model, tokenizer):
     before = snapshot(place)
-    pretrained.save(place / "too-many", make_model(tokenizer.get_vocab_size(), n_decoder_layers=49), tokenizer)
+    model = make_model(tokenizer.get_vocab_size(), n_decoder_layers=49)
+    pretrained.save(place / "too-many", model, tokenizer)
     try:
         done = run("visualize_attention.py --model too-many cook")
         assert_refused(done, "visualize_attention.py", "49 layers with 2 heads, and a picture has")
