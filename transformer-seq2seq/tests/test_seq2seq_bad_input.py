@@ -270,14 +270,9 @@ REFUSED = {  # by topic: the command line, what the line on stderr must say
         ("train.py --pairs file/below.tsv", "file/below.tsv: no such file"),
         (f"train.py --pairs {'x' * 300}", "File name too long"),
         ("train.py --pairs caf\udce9.tsv", "caf\\udce9.tsv: no such file"),
-        (
-            "train.py --pairs good.tsv --output caf\udce9",
-            "caf\\udce9: the name is not UTF-8",
-        ),
-        (
-            "train.py --pairs good.tsv --init caf\udce9",
-            "caf\\udce9: the name is not UTF-8",
-        ),
+        ("train.py --pairs good.tsv --output caf\udce9", "the name is not UTF-8"),
+        ("train.py --pairs good.tsv --output taken", "taken/model: is a file; name a folder"),
+        ("train.py --pairs good.tsv --init caf\udce9", "the name is not UTF-8"),
         ("train.py --pairs empty.tsv", "empty.tsv: holds no text"),
         ("train.py --pairs /dev/null", "/dev/null: can be read but once; save its text as a file"),
         ("train.py --pairs /dev/stdin < good.tsv", "/dev/stdin: can be read but once; save"),
@@ -509,6 +504,8 @@ def place(tmp_path_factory, trained):
     for name, content in FILES.items():
         (place / name).write_bytes(content)
     (place / "folder").mkdir()
+    (place / "taken").mkdir()
+    (place / "taken" / "model").write_text("mine")
     (place / "garbage").mkdir()
     (place / "garbage" / "checkpoint.pt").write_bytes(pickle.dumps(Trap()))
     (place / "nowhere.txt").symlink_to("gone.txt")
