@@ -57,6 +57,9 @@ def save(path: Path, state: dict[str, Any]) -> None:
         if path.exists():
             os.replace(path, before(path))
         os.replace(part, path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         part.unlink(missing_ok=True)
 
