@@ -411,9 +411,12 @@ def test_a_long_sentence_has_a_picture_that_fits_into_memory(tmp_path, monkeypat
     import visualize_attention as script
 
     drawn = []
-    monkeypatch.setattr(
-        script.plt.Figure, "savefig", lambda self, *_, dpi, **__: drawn.append(self.get_size_inches() * dpi)
-    )
+
+    def measure(self, path, dpi, **_):
+        drawn.append(self.get_size_inches() * dpi)
+        path.touch()
+
+    monkeypatch.setattr(script.plt.Figure, "savefig", measure)
     script.draw_map(torch.eye(512), ["word"] * 512, ["word"] * 512, "title", tmp_path / "map.png")
     assert len(drawn) == 1 and drawn[0].max() <= 10_000
 

@@ -227,7 +227,8 @@ def test_a_checkpoint_is_not_unpickled(tmp_path, begin):
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.pt"
-    checkpoint.save(path, {"identity": {}, "n": 1})
+    state = dict.fromkeys(("identity", "model", "optimizer", "progress"), {})
+    checkpoint.save(path, {**state, "n": 1})
 
     def fail(state, file):
         file.write(b"half")
@@ -235,7 +236,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, mon
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
         patch.setattr(torch, "save", fail)
-        checkpoint.save(path, {"identity": {}, "n": 2})
+        checkpoint.save(path, {**state, "n": 2})
     assert checkpoint.load(path)["n"] == 1
     assert list(tmp_path.iterdir()) == [path]
 
