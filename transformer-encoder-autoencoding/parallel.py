@@ -81,7 +81,7 @@ class Team:
         summed = self.add_up(torch.cat([parameter.grad.flatten() for parameter in parameters]))
         parts = summed.split([parameter.numel() for parameter in parameters])
         for parameter, part in zip(parameters, parts, strict=True):
-            parameter.grad.copy_(part.view_as(parameter))
+            parameter.grad = part.view_as(parameter)
 
     def add_up(self, tensor: Tensor) -> Tensor:
         """Raises InputError where another process has ended."""
