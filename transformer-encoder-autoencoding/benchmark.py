@@ -299,9 +299,9 @@ def main() -> None:
         lines = list(lines_of(own.input or train_mlm.HERE / "data" / "held_out.txt"))
         return benchmark_filling.main(own.model, lines, device, own.rounds)
     field = contestants(args)
-    if own.memory_of and own.memory_of not in field:
-        raise InputError(f"--memory-of {own.memory_of}: there are {', '.join(field)}; name one of them")
     if own.memory_of:
+        if own.memory_of not in field:
+            raise InputError(f"--memory-of {own.memory_of}: there are {', '.join(field)}; name one of them")
         print(peak_memory(field[own.memory_of](), device))
         return
     running = {name: start() for name, start in field.items()}

@@ -279,9 +279,9 @@ def main() -> None:
     if own.model:
         return benchmark_generation.main(own.model, read_prompts(own.input), device, own.rounds)
     field = contestants(args)
-    if own.memory_of and own.memory_of not in field:
-        raise InputError(f"--memory-of {own.memory_of}: there are {', '.join(field)}; name one of them")
     if own.memory_of:
+        if own.memory_of not in field:
+            raise InputError(f"--memory-of {own.memory_of}: there are {', '.join(field)}; name one of them")
         print(peak_memory(field[own.memory_of](), device))
         return
     running = {name: start() for name, start in field.items()}
