@@ -301,7 +301,7 @@ def main() -> None:
     field = contestants(args)
     if own.memory_of:
         if own.memory_of not in field:
-            raise InputError(f"--memory-of {own.memory_of}: there are {', '.join(field)}; name one of them")
+            raise InputError(f"--memory-of {own.memory_of}: name one of: {'; '.join(field)}")
         print(peak_memory(field[own.memory_of](), device))
         return
     running = {name: start() for name, start in field.items()}
