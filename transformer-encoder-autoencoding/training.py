@@ -5,7 +5,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
@@ -68,8 +68,11 @@ class Run:
         inputs, labels = corrupt(ids, self.corpus.special, vocab_size, self.args.mask_prob, generator)
         return inputs.to(self.device), labels.to(self.device)
 
-    def update(self, indices: np.ndarray, done: float) -> None:
-        """One step of the optimizer on the batch of the windows with these indices, corrupted afresh."""
+    def update(
+        self, indices: np.ndarray, done: float, look: Callable[[], tuple[float, ...]] = tuple
+    ) -> list[float]:
+        """One step of the optimizer on the batch of the windows with these indices, corrupted afresh;
+        look gives numbers of this process -> their sums over the team."""
         args, progress, team = self.args, self.progress, self.team
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(progress.step, done, args.learning_rate, args.warmup_steps)
@@ -88,9 +91,8 @@ class Run:
                 logits = self.model(inputs, hidden)  # (N, V)
             loss = F.cross_entropy(logits.float(), labels[hidden], reduction="sum")
             (loss / n_hidden).backward()
-        (loss_sum,) = team.total(loss.item())
+        loss_sum, *seen = team.sum_gradients(self.model.parameters(), loss.item(), *look())
         self.check_finite(loss_sum)
-        team.sum_gradients(self.model.parameters())
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
 
@@ -98,6 +100,7 @@ class Run:
         progress.tokens += int(self.corpus.lengths[indices].sum())
         progress.nll += loss_sum
         progress.nll_tokens += n_hidden
+        return seen
 
     @cached_property
     def held_out_masked(self) -> tuple[Sequences, Sequences]:
@@ -185,12 +188,9 @@ class Run:
         def spent() -> float:
             return max(progress.step / max_steps, progress.seconds / max_seconds)
 
-        def look_up() -> bool:
-            """Read the leader's clock; whether anybody has been interrupted."""
-            progress.seconds, asked = team.total(
-                team.leads * (time.monotonic() - started), bool(interrupt.asked)
-            )
-            return asked > 0
+        def look() -> tuple[float, bool]:
+            """The run's seconds by the leader's clock, and whether this process has been interrupted."""
+            return team.leads * (time.monotonic() - started), interrupt.asked
 
         part = {name: getattr(args, name) for name in ("epochs", "max_steps", "max_minutes", "precision")}
         part |= {"device": self.device.type, "processes": team.size}
@@ -199,22 +199,21 @@ class Run:
             progress.parts.append({"from_step": progress.step, **part})
         bar = tqdm(initial=progress.step, unit="step", dynamic_ncols=True, disable=not team.leads)
         bar.total = max_steps if max_steps < math.inf else None
-        asked = look_up()
+        progress.seconds, asked = team.total(*look())
         try:
             while (done := spent()) < 1 and not asked:
-                self.update(plan[progress.position], done)
+                progress.seconds, asked = self.update(plan[progress.position], done, look)
                 progress.position += 1
                 if progress.position == len(plan):
                     progress.epoch, progress.position = progress.epoch + 1, 0
                     plan = self.plan(progress.epoch)
-                asked = look_up()
                 if due := spent() >= 1 or progress.step % evaluate_every == 0:
                     if team.leads:
                         self.evaluate()
                         last = progress.curve[-1]
                         losses = {name: f"{last[name]:.3f}" for name in ("train_loss", "held_out_loss")}
                         bar.set_postfix(epoch=progress.epoch, refresh=False, **losses)
-                    asked = look_up()
+                    progress.seconds, asked = team.total(*look())
                 if team.leads and (due or asked or progress.seconds > saved + SAVE_SECONDS):
                     self.save()
                     saved = time.monotonic() - started
@@ -223,7 +222,7 @@ class Run:
             self.save()
             raise
         bar.close()
-        return asked
+        return bool(asked)
 
     def save(self) -> None:
         """Write the checkpoint from which --resume goes on exactly here, and the curve so far."""

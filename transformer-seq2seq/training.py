@@ -5,7 +5,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -60,8 +60,11 @@ class Run:
         """Where the model is."""
         return self.team.device
 
-    def update(self, indices: np.ndarray, done: float) -> None:
-        """One step of the optimizer on the batch of the pairs with these indices."""
+    def update(
+        self, indices: np.ndarray, done: float, look: Callable[[], tuple[float, ...]] = tuple
+    ) -> list[float]:
+        """One step of the optimizer on the batch of the pairs with these indices; look gives
+        numbers of this process -> their sums over the team."""
         args, progress, team = self.args, self.progress, self.team
         seed_all(args.seed, progress.step, team.rank)  # dropout
         for group in self.optimizer.param_groups:
@@ -80,9 +83,9 @@ class Run:
             labels, smoothing = batch.labels[scored], args.label_smoothing
             loss, nll = token_losses(states, weight, bias, labels, smoothing, args.precision)
             (loss / n_tokens).backward()
-        loss_sum, nll_sum = team.total(loss.item(), nll.item())
+        losses = loss.item(), nll.item()
+        loss_sum, nll_sum, *seen = team.sum_gradients(self.model.parameters(), *losses, *look())
         self.check_finite(loss_sum)
-        team.sum_gradients(self.model.parameters())
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
 
@@ -90,6 +93,7 @@ class Run:
         progress.tokens += n_tokens
         progress.nll += nll_sum
         progress.nll_tokens += n_tokens
+        return seen
 
     def check_finite(self, loss: float) -> None:
         """Raises InputError where a loss is infinite or no number."""
@@ -156,12 +160,9 @@ class Run:
         def spent() -> float:
             return max(progress.step / max_steps, progress.seconds / max_seconds)
 
-        def look_up() -> bool:
-            """Read the leader's clock; whether anybody has been interrupted."""
-            progress.seconds, asked = team.total(
-                team.leads * (time.monotonic() - started), bool(interrupt.asked)
-            )
-            return asked > 0
+        def look() -> tuple[float, bool]:
+            """The run's seconds by the leader's clock, and whether this process has been interrupted."""
+            return team.leads * (time.monotonic() - started), interrupt.asked
 
         part = {name: getattr(args, name) for name in ("epochs", "max_steps", "max_minutes", "precision")}
         part |= {"device": self.device.type, "processes": team.size}
@@ -170,22 +171,21 @@ class Run:
             progress.parts.append({"from_step": progress.step, **part})
         bar = tqdm(initial=progress.step, unit="step", dynamic_ncols=True, disable=not team.leads)
         bar.total = max_steps if max_steps < math.inf else None
-        asked = look_up()
+        progress.seconds, asked = team.total(*look())
         try:
             while (done := spent()) < 1 and not asked:
-                self.update(plan[progress.position], done)
+                progress.seconds, asked = self.update(plan[progress.position], done, look)
                 progress.position += 1
                 if progress.position == len(plan):
                     progress.epoch, progress.position = progress.epoch + 1, 0
                     plan = self.plan(progress.epoch)
-                asked = look_up()
                 if due := spent() >= 1 or progress.step % evaluate_every == 0:
                     if team.leads:
                         self.evaluate()
                         last = progress.curve[-1]
                         losses = {name: f"{last[name]:.3f}" for name in ("train_loss", "held_out_loss")}
                         bar.set_postfix(epoch=progress.epoch, refresh=False, **losses)
-                    asked = look_up()
+                    progress.seconds, asked = team.total(*look())
                 if team.leads and (due or asked or progress.seconds > saved + SAVE_SECONDS):
                     self.save()
                     saved = time.monotonic() - started
@@ -194,7 +194,7 @@ class Run:
             self.save()
             raise
         bar.close()
-        return asked
+        return bool(asked)
 
     def save(self) -> None:
         """Write the checkpoint from which --resume goes on exactly here, and the curve so far."""

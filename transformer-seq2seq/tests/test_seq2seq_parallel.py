@@ -20,10 +20,10 @@ import os, sys
 sys.path.insert(0, {folder!r})
 import {module} as script
 old = script.Run.update
-def update(self, indices, done):
+def update(self, *args):
     if self.progress.step == 3 and os.environ["RANK"] == "1":
         os._exit(7)
-    old(self, indices, done)
+    return old(self, *args)
 script.Run.update = update
 script.run(script.main)
 """
