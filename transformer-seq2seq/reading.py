@@ -72,8 +72,13 @@ def check(path: Path) -> Path:
 def find_column(wanted: str, header: list[str], path: Path) -> int:
     """The index of a column named by its header or its number (from 1).
 
-    Raises InputError where there is none such.
+    Raises InputError where there is none such, or several.
     """
+    if header.count(wanted) > 1:
+        raise InputError(
+            f"{path}: has {header.count(wanted)} columns {wanted!r}; choose one by its number with "
+            "--source-column or --target-column"
+        )
     if wanted in header:
         return header.index(wanted)
     if wanted.isdecimal() and len(wanted) < 10 and 1 <= int(wanted) <= len(header):

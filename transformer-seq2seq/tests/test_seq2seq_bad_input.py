@@ -7,9 +7,11 @@ import pickle
 import re
 import shlex
 import shutil
+import signal
 import struct
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -725,3 +727,20 @@ def test_a_reader_that_goes_early_ends_the_output_quietly(place, folder, tmp_pat
     assert b"Traceback" not in process.stderr.read()
     process.stderr.close()
     assert process.wait(timeout=120) == 1
+
+
+def test_a_request_to_terminate_leaves_nothing_half_written(place, folder, tmp_path):
+    (tmp_path / "in.txt").write_text("Good morning\n" * 500_000, encoding="utf-8")
+    flags = ["--model", place / "sound", "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt"]
+    with subprocess.Popen(
+        [sys.executable, folder / "inference.py", *map(str, flags)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not any(path.stat().st_size for path in tmp_path.glob(".*.part*")):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.01)
+        process.terminate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
