@@ -240,7 +240,8 @@ def experiment(job: Job, epoch_done: Callable[[], None]) -> dict:
         except InputError:  # the loss is no longer finite; the model is judged as it is
             stopped = progress.step
         epoch_done()
-        if stopped is not None or epoch % CURVE_EVERY == 0 or epoch == job.epochs:
+        due = stopped is not None or epoch % CURVE_EVERY == 0 or epoch == job.epochs
+        if due and (progress.nll_tokens or not curve):  # else it stopped where the last point is
             answers = evaluation.ask(state.model, tokenizer, recall_tests)
             curve.append(
                 {
@@ -268,7 +269,7 @@ def write(results: list[dict], args: argparse.Namespace) -> None:
         entry = ABLATIONS[name]
         text += f"- **{name}** takes out: {entry.removes} Predicted: {entry.prediction}\n"
     write_text(args.output / "ablations.md", text)
-    if len({result["name"] for result in results}) > 1:
+    if {DEFAULT} < {result["name"] for result in results}:
         above, below = ("train_loss", "training loss (nats)"), ("recall", "recall (key words)")
         draw(results, DEFAULT, above, below, args.output / "ablations.png")
 

@@ -238,10 +238,8 @@ def open_streams() -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call main; a user's mistake or a failing file ends in one line on stderr and exit status 2, a request
-    to terminate that main does not heed in status 143, and nothing half-written is left behind."""
+    """Call main; a user's mistake or a failing file ends in one line on stderr and exit status 2."""
     open_streams()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         main()
         sys.stdout.flush()

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tokenizers import Regex, Tokenizer, pre_tokenizers
+from tokenizers import Encoding, Regex, Tokenizer, pre_tokenizers
 
 from cli import InputError, replacing, write_text
 from corpus import CLS, IGNORE, SEP, WORD, Corpus, SpecialIds
@@ -75,14 +75,24 @@ def read_clozes(text_file: Path) -> list[Cloze]:
     return clozes
 
 
-def check_lengths(clozes: Sequence[Cloze], tokenizer: Tokenizer, max_length: int) -> None:
-    """Raises InputError where a sentence is too long for a model that takes max_length tokens."""
+def key_tokens(cloze: Cloze, encoding: Encoding) -> list[int]:
+    """Which tokens of its sentence the key word is made of."""
+    begin, end = cloze.key_span()
+    return [i for i, (left, right) in enumerate(encoding.offsets) if left < end and right > begin]
+
+
+def check(clozes: Sequence[Cloze], tokenizer: Tokenizer, max_length: int) -> None:
+    """Raises InputError where a sentence is too long for a model that takes max_length tokens, or its key
+    word has none."""
     for cloze in clozes:
-        if (width := len(tokenizer.encode(cloze.sentence))) > max_length:
+        encoding = tokenizer.encode(cloze.sentence)
+        if len(encoding) > max_length:
             raise InputError(
-                f"{cloze.place}: the sentence has {width} tokens, the model takes {max_length}; shorten it, "
-                "or raise --max-length"
+                f"{cloze.place}: the sentence has {len(encoding)} tokens, the model takes {max_length}; "
+                "shorten it, or raise --max-length"
             )
+        if not key_tokens(cloze, encoding):
+            raise InputError(f"{cloze.place}: the tokenizer drops the key word; take another one")
 
 
 @dataclass(frozen=True)
@@ -99,9 +109,9 @@ def ask(
 ) -> Answers:
     """Hide the key word of every sentence, all its tokens at once, and let the model fill it.
 
-    Raises InputError where a sentence is too long for the model, or no key word has a token.
+    Raises InputError where a sentence is too long for the model, or a key word has no token.
     """
-    check_lengths(clozes, tokenizer, model.config.max_length)
+    check(clozes, tokenizer, model.config.max_length)
     special = SpecialIds.of(tokenizer)
     device = next(model.parameters()).device
     model.eval()
@@ -114,10 +124,8 @@ def ask(
         labels = torch.full_like(ids, IGNORE)
         for row, (cloze, encoding) in enumerate(zip(chunk, encodings, strict=True)):
             ids[row, : len(encoding)] = torch.tensor(encoding.ids)
-            begin, end = cloze.key_span()
-            for position, (left, right) in enumerate(encoding.offsets):
-                if left < end and right > begin:
-                    labels[row, position] = ids[row, position]
+            key = key_tokens(cloze, encoding)
+            labels[row, key] = ids[row, key]
         scored = labels != IGNORE
         logits = model(ids.masked_fill(scored, special.mask).to(device), scored.to(device)).cpu()  # (N, V)
         total += F.cross_entropy(logits, labels[scored], reduction="sum").item()
@@ -127,8 +135,6 @@ def ask(
             right = torch.equal(tokens, key)  # of an uncased tokenizer, "paris" is right for "Paris"
             text = tokenizer.decode(tokens.tolist(), skip_special_tokens=False).strip()
             guesses.append(cloze.key if right else text)
-    if not count:
-        raise InputError(f"{clozes[0].place}: the tokenizer drops the key word; take another one")
     return Answers(total / count, guesses)
 
 

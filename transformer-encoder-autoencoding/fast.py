@@ -1,5 +1,5 @@
 """What makes training fast on a CPU, kept out of the model file: the model computes the same function, and
-benchmark.py shows what each part gives.
+benchmark.py shows what all of it gives.
 
 - Matrix products in bfloat16, where the processor has instructions for them; weights, sums, norms, softmax
   and attention stay in fp32 (the backward pass of PyTorch's CPU attention is slow in bfloat16).

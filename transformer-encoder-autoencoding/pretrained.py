@@ -168,6 +168,8 @@ def save(directory: Path, model: MaskedLanguageModel, tokenizer: Tokenizer) -> N
         },
     }
     directory.mkdir(parents=True, exist_ok=True)
+    for left in directory.glob(".saving-*"):  # by a save that was killed
+        shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=directory) as name:
         folder = Path(name)
         for file, content in contents.items():
@@ -182,6 +184,9 @@ def save(directory: Path, model: MaskedLanguageModel, tokenizer: Tokenizer) -> N
                 f"{directory}: cannot be written ({error}); what was there is as before"
             ) from None
         shutil.copymode(folder / "config.json", folder / "model.safetensors")  # else for its owner alone
+        for file in folder.iterdir():
+            with file.open("rb+") as stream:
+                os.fsync(stream.fileno())  # before any takes the place of an older one
         written = {file.name for file in folder.iterdir()}
         for name in ("config.json", "model.safetensors.index.json"):  # of a model that was here before
             (directory / name).unlink(missing_ok=True)

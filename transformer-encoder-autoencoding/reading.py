@@ -91,7 +91,7 @@ def draw_held_out(sentences: Iterable[str], seed: int) -> list[str]:
         digest = hashlib.blake2b(plain(sentence).encode(), key=key, digest_size=16).digest()
         if len(distinct) < 20 * MOST_HELD_OUT:  # more of them change nothing
             distinct.add(digest)
-        if digest < last:
+        if digest <= last:
             first[digest] = min(sentence, first.get(digest, sentence))
             if len(first) == 2 * MOST_HELD_OUT:
                 first = dict(sorted(first.items())[:MOST_HELD_OUT])

@@ -127,7 +127,7 @@ def prepare(args: argparse.Namespace, team: Team, clozes: Sequence[Cloze] = ()) 
     """A Run at its beginning or, with --resume, where its last state left it, and the tokenizer.
 
     The text is tokenized into tokens/ in the output directory, unless that was made from the same text in the
-    same way. All that can be found wrong before that is: also cloze tests too long for the model.
+    same way. All that can be found wrong before that is: also cloze tests that the model cannot take.
     """
     path = args.output / "checkpoint.pt"
     last = checkpoint.load(path) if args.resume else None
@@ -153,7 +153,7 @@ def prepare(args: argparse.Namespace, team: Team, clozes: Sequence[Cloze] = ()) 
             else:
                 tokenizer = train_tokenizer(text.sample("learning the vocabulary"), *vocabulary)
             model = new_model(args, tokenizer).to(team.device)
-        evaluation.check_lengths(clozes, tokenizer, model.config.max_length)
+        evaluation.check(clozes, tokenizer, model.config.max_length)
         held_out = Corpus.of(text.held_out, tokenizer, max_length)
         if not notes:
             tokenize(text, tokenizer, max_length, store)

@@ -56,6 +56,7 @@ class Run:
     identity: dict  # what may not change when the run is resumed
     progress: Progress = field(default_factory=Progress)
     kept: dict[str, Tensor] | None = None  # the weights chosen so far
+    saved: bool = False  # whether there is a checkpoint of this run
 
     @property
     def device(self) -> torch.device:
@@ -130,8 +131,7 @@ class Run:
     def check_finite(self, loss: float) -> None:
         """Raises InputError where a loss is infinite or no number."""
         if not math.isfinite(loss):
-            kept = (self.args.output / "checkpoint.pt").exists()
-            remedy = ", or make a model of what is kept with --resume --max-steps 1" if kept else ""
+            remedy = ", or make a model of what is kept with --resume --max-steps 1" if self.saved else ""
             step = self.progress.step
             raise InputError(
                 f"the loss is no longer finite at step {step}; try a lower --learning-rate{remedy}"
@@ -234,6 +234,7 @@ class Run:
             "progress": asdict(self.progress),
         }
         checkpoint.save(self.args.output / "checkpoint.pt", state)
+        self.saved = True
         self.save_curve()
 
     def save_curve(self) -> None:
@@ -246,4 +247,4 @@ class Run:
         checkpoint.check(self.args.output / "checkpoint.pt", state, self.identity)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.kept, self.progress = state["kept"], Progress(**state["progress"])
+        self.kept, self.progress, self.saved = state["kept"], Progress(**state["progress"]), True

@@ -205,9 +205,11 @@ def experiment(job: Job, epoch_done: Callable[[], None]) -> dict:
                 state.update(indices, progress.step / steps)
         except InputError:  # the loss is no longer finite
             stopped = progress.step
-        loss = progress.nll / max(1, progress.nll_tokens)
-        curve.append({"epoch": epoch, "train_loss": loss, "combinations": exact_match(outputs(some), some)})
-        progress.nll, progress.nll_tokens = 0.0, 0
+        if progress.nll_tokens or not curve:  # else it stopped where the last point is
+            loss = progress.nll / max(1, progress.nll_tokens)
+            combined = exact_match(outputs(some), some)
+            curve.append({"epoch": epoch, "train_loss": loss, "combinations": combined})
+            progress.nll, progress.nll_tokens = 0.0, 0
         epoch_done()
         if stopped is not None:
             break
@@ -239,7 +241,7 @@ def write(results: list[dict], args: argparse.Namespace) -> None:
             text += f"- **{result['name']}** takes out: {entry.removes} Predicted: {entry.prediction} "
             text += f"`{EXAMPLE}` → `{shorten(result['example'], 60, placeholder=' ...')}`\n"
     write_text(args.output / "ablations.md", text)
-    if len({result["name"] for result in results}) > 1:
+    if {DEFAULT} < {result["name"] for result in results}:
         above, below = ("train_loss", "training loss (nats)"), ("combinations", "new answers, rewrites")
         draw(results, DEFAULT, above, below, args.output / "ablations.png")
 

@@ -138,7 +138,7 @@ class HuggingFace:
         self.state, tokenizer = begin(args)
         with tempfile.TemporaryDirectory() as folder:
             pretrained.save(Path(folder), self.state.model, tokenizer)
-            config = AutoConfig.from_pretrained(folder, dropout=args.dropout)
+            config = AutoConfig.from_pretrained(folder, dropout=self.state.model.config.dropout)
         torch.manual_seed(args.seed)
         self.model = AutoModelForSeq2SeqLM.from_config(config).to(self.state.device).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)

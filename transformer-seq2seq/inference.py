@@ -11,6 +11,7 @@ standard output, or to --output, which appears only when it is complete.
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -201,6 +202,7 @@ def output_to(path: Path | None) -> Iterator[TextIO]:
         return
     if path.is_dir():
         raise InputError(f"--output {path}: is a folder; name a file")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no part is left
     regular = path.is_file() or not path.exists()
     made = [folder for folder in path.parents if not folder.exists()]
     try:

@@ -38,7 +38,7 @@ class Team:
 
         Raises InputError where there is no such device for this process.
         """
-        if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
+        if not {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
             return cls(device)
         if device.type == "mps":
             raise InputError("several processes cannot share an Apple GPU; take --device cpu")

@@ -504,6 +504,7 @@ def test_a_save_that_is_cut_short_leaves_no_mixture_of_two_models(
 
 def test_saving_over_a_model_replaces_it(directory, make_model, bpe):
     model = make_model(bpe.get_vocab_size(), seed=5, n_layers=1)
+    (directory / ".saving-and-killed").mkdir()
     pretrained.save(directory, model, bpe)
     again, tokenizer = pretrained.load(directory, CPU)
     assert {path.name for path in directory.iterdir()} == FILES

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer, normalizers
 
 from cli import InputError
 from corpus import MASK, Corpus
@@ -133,6 +134,13 @@ def test_a_model_that_knows_the_words_guesses_them(tokenizer, tiny, training, mo
 def test_a_cloze_sentence_that_is_too_long_is_refused(tokenizer, tiny):
     with pytest.raises(InputError, match="32 tokens, the model takes 24"):
         ask(tiny, tokenizer, [cloze("cat " + "the " * 29, "cat")])
+
+
+def test_a_key_word_that_the_tokenizer_drops_is_refused(tokenizer, tiny):
+    bare = Tokenizer.from_str(tokenizer.to_str())
+    bare.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])
+    with pytest.raises(InputError, match="the tokenizer drops the key word"):
+        ask(tiny, bare, [cloze("the cat sat", "cat"), cloze("the \u0301 sat", "\u0301")])
 
 
 # ---- the baseline

@@ -28,7 +28,8 @@ from corpus import (
 from reading import Text, chunks, draw_held_out, lines_of, numbered_lines, plain
 
 SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
-some_sentences = st.lists(st.sampled_from([f"sentence {i}" for i in range(60)]), min_size=2, max_size=120)
+VARIANTS = [f"sentence{space}{i}" for i in range(40) for space in (" ", "  ")]
+some_sentences = st.lists(st.sampled_from(VARIANTS), min_size=2, max_size=120)
 properties = settings(deadline=None, max_examples=60, derandomize=True, database=None)
 # assigned characters only: the Unicode versions of Python and of the tokenizer may differ in the others
 any_text = st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=60).map(
@@ -120,6 +121,13 @@ def test_the_first_of_all_distinct_digests_are_held_out(sentences, seed, most):
     wanted = min(most, max(1, len(distinct) // 20))
     first = sorted(distinct, key=lambda sentence: ticket(sentence, seed))[:wanted]
     assert aside == [min(s for s in sentences if plain(s) == one) for one in first]
+
+
+def test_the_last_one_held_out_does_not_depend_on_the_order_either(monkeypatch):
+    monkeypatch.setattr("reading.MOST_HELD_OUT", 1)
+    for seed in range(10):
+        sentences = ["a b", "c d", "a  b", "c  d"]
+        assert draw_held_out(sentences, seed) == draw_held_out(sentences[::-1], seed)
 
 
 def test_another_seed_holds_out_others_and_at_most_a_thousand():

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,13 @@ def test_the_table_has_mean_and_range():
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines.splitlines()]
     assert rows[0] == ["", "X", "seeds"]
     assert rows[2:] == [["a", "30.0% (10.0% to 60.0%)", "3"], ["b", "100.0%", "1"]]
+
+
+def test_without_the_default_there_is_a_table_and_no_picture(tmp_path):
+    some = dict.fromkeys(ablations.MEASURES, 0.5) | {"seed": 0, "stopped": None, "example": "", "curve": []}
+    args = Namespace(names=[], seeds=1, epochs=1, output=tmp_path)
+    ablations.write([{"name": name, **some} for name in ("no-scale", "no-positions")], args)
+    assert [path.name for path in tmp_path.iterdir()] == ["ablations.md"]
 
 
 def test_a_resumed_run_keeps_what_is_finished(script, tmp_path):

@@ -111,12 +111,12 @@ def interrupted(flags, tmp_path, monkeypatch, capsys):
 
     run = begin()
 
-    class AfterTwo:
+    class WithinTheSecond:
         @property
         def asked(self):
-            return run.progress.step >= 2
+            return run.progress.step == 1
 
-    run.train(AfterTwo())
+    run.train(WithinTheSecond())
     capsys.readouterr()
     return tmp_path / "out", begin
 
@@ -306,12 +306,12 @@ def test_a_progress_bar_that_nobody_reads_any_more_loses_no_step(flags, tmp_path
 
 
 def test_a_run_that_diverges_late_still_gives_a_model(flags, tmp_path, script, monkeypatch):
-    update = Run.update
+    update, when = Run.update, [EVERY + 3]
 
-    def diverging(run, indices, done):
-        if run.progress.step == EVERY + 3:
+    def diverging(run, *args):
+        if run.progress.step in when:
             run.check_finite(float("nan"))
-        update(run, indices, done)
+        return update(run, *args)
 
     monkeypatch.setattr(Run, "update", diverging)
     status, _, err = script("train_mlm", *flags(tmp_path / "out"))
@@ -319,3 +319,6 @@ def test_a_run_that_diverges_late_still_gives_a_model(flags, tmp_path, script, m
     status, _, err = script("train_mlm", *flags(tmp_path / "out"), "--resume", "--max-steps", 1)
     assert status == 0, err
     assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
+    when.append(0)
+    status, _, err = script("train_mlm", *flags(tmp_path / "out"), "--seed", 1)
+    assert status == 2 and "--resume" not in err.splitlines()[-1]  # what is there is of another run

@@ -22,15 +22,17 @@ CPU = torch.device("cpu")
 NEVER = SimpleNamespace(asked=False)
 
 
-class After:
-    """An interrupt that comes after so many steps of a run."""
+class Within:
+    """An interrupt in the midst of a run's step of this number, from 1."""
 
-    def __init__(self, run, steps):
-        self.run, self.steps = run, steps
+    def __init__(self, run, step):
+        self.asked, update = False, run.update
 
-    @property
-    def asked(self):
-        return self.run.progress.step >= self.steps
+        def interrupted(*args):
+            self.asked = run.progress.step + 1 == step
+            return update(*args)
+
+        run.update = interrupted
 
 
 @pytest.fixture
@@ -284,7 +286,7 @@ def test_an_interrupted_run_goes_on_exactly(new_run, tmp_path, steps):
     whole = new_run(*flags)
     whole.train(NEVER)
     first = new_run(*flags)
-    first.train(After(first, steps))
+    first.train(Within(first, steps))
     assert first.progress.step == steps
     second = new_run(*flags, "--resume")
     assert second.progress == first.progress

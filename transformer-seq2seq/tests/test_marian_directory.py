@@ -473,6 +473,7 @@ def test_a_save_that_is_cut_short_leaves_no_mixture_of_two_models(
 
 def test_a_save_replaces_the_model_before_it(directory, tiny, tokenizer, make_model):
     other = make_model(tiny.config.vocab_size, seed=1, n_encoder_layers=1)
+    (directory / ".saving-and-killed").mkdir()
     pretrained.save(directory, other, tokenizer)
     loaded, _ = pretrained.load(directory, CPU)
     assert loaded.config.n_encoder_layers == 1

@@ -15,14 +15,14 @@ from cli import InputError
 from parallel import Team
 
 SCRIPT = Path(train.__file__)
-DYING = """
-import os, sys
+ACTING = """
+import os, signal, sys
 sys.path.insert(0, {folder!r})
 import {module} as script
 old = script.Run.update
 def update(self, *args):
     if self.progress.step == 3 and os.environ["RANK"] == "1":
-        os._exit(7)
+        {act}
     return old(self, *args)
 script.Run.update = update
 script.run(script.main)
@@ -73,13 +73,48 @@ def test_two_processes_learn_what_one_does_and_another_number_goes_on(flags, tmp
     assert [record["step"] for record in curve(two)][-1] == 60
 
 
-def test_a_process_that_dies_ends_the_run_with_a_message(flags, tmp_path):
-    dying = tmp_path / "dying.py"
-    dying.write_text(DYING.format(folder=str(SCRIPT.parent), module=SCRIPT.stem))
-    done = torchrun(2, dying, *flags, "--max-steps", 50, "--output", tmp_path / "out")
+def test_two_processes_stop_at_the_same_step_when_the_minutes_are_over(flags, tmp_path):
+    done = torchrun(2, SCRIPT, *flags, "--max-minutes", 0.03, "--output", tmp_path)
+    assert done.returncode == 0, done.stderr
+    last = curve(tmp_path)[-1]
+    assert 1.8 <= last["seconds"] < 30
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["progress"]["step"] == last["step"]
+
+
+@pytest.fixture
+def second_that(flags, tmp_path):
+    """second_that(act, *flags) -> what becomes of a run whose second process does this in its fourth step."""
+
+    def go(act, *more):
+        acting = tmp_path / "acting.py"
+        acting.write_text(ACTING.format(folder=str(SCRIPT.parent), module=SCRIPT.stem, act=act))
+        return torchrun(2, acting, *flags, "--max-steps", 50, "--output", tmp_path / "out", *more)
+
+    return go
+
+
+def test_a_process_that_dies_ends_the_run_with_a_message(second_that, tmp_path):
+    done = second_that("os._exit(7)")
     assert done.returncode != 0
-    assert "exitcode" in done.stderr or "another process of this run has ended" in done.stderr
+    assert "another process of this run has ended" in done.stderr
+    assert "Traceback" not in done.stderr.split("another process")[0]
     assert not (tmp_path / "out" / "model").exists()
+
+
+def test_an_interrupt_of_one_process_stops_all_and_what_is_learnt_is_kept(second_that, tmp_path):
+    done = second_that("os.kill(os.getpid(), signal.SIGINT)")
+    assert done.returncode != 0 and "interrupted" in done.stderr
+    state = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)
+    assert state["progress"]["step"] == 4
+    assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
+    assert second_that("pass", "--resume", "--max-steps", 6).returncode == 0
+
+
+def test_a_loss_that_is_no_number_in_one_process_stops_all(second_that, tmp_path):
+    done = second_that("next(self.model.parameters()).data.fill_(float('nan'))")
+    assert done.returncode != 0
+    assert done.stderr.count("the loss is no longer finite at step 3") == 2
+    assert not (tmp_path / "out" / "checkpoint.pt").exists()
 
 
 def test_a_rank_that_no_torchrun_has_set_is_none(monkeypatch):

@@ -28,15 +28,17 @@ class Never:
     asked = False
 
 
-class After:
-    """An interrupt that is asked for once a run has made so many steps."""
+class Within:
+    """An interrupt in the midst of a run's step of this number, from 1."""
 
-    def __init__(self, progress, steps):
-        self.progress, self.steps = progress, steps
+    def __init__(self, run, step):
+        self.asked, update = False, run.update
 
-    @property
-    def asked(self):
-        return self.progress.step >= self.steps
+        def interrupted(*args):
+            self.asked = run.progress.step + 1 == step
+            return update(*args)
+
+        run.update = interrupted
 
 
 @pytest.fixture
@@ -118,7 +120,7 @@ def test_an_interrupted_run_goes_on_exactly(begin, steps):
     assert whole.progress.step == 60 and [record["step"] for record in whole.progress.curve] == [50, 60]
 
     first, _ = begin()
-    first.train(After(first.progress, steps))
+    first.train(Within(first, steps))
     assert first.progress.step == steps
     second, _ = begin("--resume")
     second.train(Never())
@@ -154,12 +156,14 @@ def test_a_seed_repeats_and_another_differs(begin):
 def test_training_counts_epochs_and_uses_every_pair_alike(begin, monkeypatch):
     run, _ = begin("--max-steps", 1000, "--epochs", 3)
     taken = []
-    monkeypatch.setattr(run, "update", lambda indices, done: (taken.append(indices), setattr_step(run)))
 
-    def setattr_step(run):
+    def update(indices, done, look):
+        taken.append(indices)
         run.progress.step += 1
         run.progress.nll_tokens += 1
+        return look()
 
+    monkeypatch.setattr(run, "update", update)
     run.train(Never())
     assert run.progress.epoch == 3 and run.progress.position == 0
     assert sum(map(len, taken)) == 3 * len(run.corpus)
@@ -180,7 +184,7 @@ def test_training_counts_epochs_and_uses_every_pair_alike(begin, monkeypatch):
 )
 def test_another_run_is_not_resumed(begin, flags, pairs, name):
     first, _ = begin()
-    first.train(After(first.progress, 1))
+    first.train(Within(first, 1))
     with pytest.raises(InputError, match=name):
         begin(*flags, "--resume", pairs=pairs)
 
@@ -188,7 +192,7 @@ def test_another_run_is_not_resumed(begin, flags, pairs, name):
 @pytest.mark.parametrize("kept", [0, 10, 0.5, 0.98])
 def test_a_damaged_checkpoint_is_refused(begin, kept):
     run, _ = begin()
-    run.train(After(run.progress, 1))
+    run.train(Within(run, 1))
     path = run.args.output / "checkpoint.pt"
     content = path.read_bytes()
     path.write_bytes(content[: kept if isinstance(kept, int) else int(kept * len(content))])
