@@ -158,9 +158,9 @@ def prepare(args: argparse.Namespace, team: Team, clozes: Sequence[Cloze] = ()) 
         if not notes:
             tokenize(text, tokenizer, max_length, store)
     corpus = Corpus.open(store, tokenizer)
-    if text.held_out_file and text.left_out and team.leads:
+    if text.held_out_file and text.left_out:
         warn(f"left {text.left_out} sentences out of training: they are in {text.held_out_file}")
-    if team.leads and not last and checkpoint.newer(path, args.output / "model" / "config.json"):
+    if not last and checkpoint.newer(path, args.output / "model" / "config.json"):
         warn(f"{path}: is of a run that did not end, and is written over; --resume would go on with it")
     args.precision = args.precision or best_precision(team.device)
     # on a CPU, in runs of some minutes, small batches taught more and were hardly slower

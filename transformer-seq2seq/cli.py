@@ -216,8 +216,15 @@ class Interrupt:
             signal.signal(kind, handler)
 
 
+def under_torchrun() -> bool:
+    """Whether torchrun has started this process, as one of several."""
+    return {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
+
+
 def warn(message: str) -> None:
-    """One line on stderr about something odd that was dealt with."""
+    """One line on stderr about something odd that was dealt with; of several processes the first says it."""
+    if under_torchrun() and os.environ["RANK"] != "0":
+        return
     with suppress(OSError):  # what nobody can read stops nothing
         print(f"{Path(sys.argv[0]).name}: warning: {one_line(message)}", file=sys.stderr)
 

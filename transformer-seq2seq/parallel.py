@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cli import InputError
+from cli import InputError, under_torchrun
 
 Share = TypeVar("Share", np.ndarray, Tensor)
 
@@ -38,7 +38,7 @@ class Team:
 
         Raises InputError where there is no such device for this process.
         """
-        if not {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
+        if not under_torchrun():
             return cls(device)
         if device.type == "mps":
             raise InputError("several processes cannot share an Apple GPU; take --device cpu")

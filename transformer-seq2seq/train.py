@@ -156,14 +156,13 @@ def prepare(args: argparse.Namespace, team: Team) -> tuple[Run, Tokenizer | Mari
         if not notes:
             tokenize(pairs, tokenizer, max_length, store)
     corpus = PairCorpus.open(store, tokenizer)
-    if team.leads:
-        pairs.warn()
-        if len(corpus) < pairs.kept or len(held_out) < len(pairs.held_out):
-            warn(
-                f"left out {pairs.kept - len(corpus)} training and {len(pairs.held_out) - len(held_out)} "
-                f"held-out pairs of more than {max_length} tokens on a side; raise --max-length to keep them"
-            )
-    if team.leads and not last and checkpoint.newer(path, args.output / "model" / "config.json"):
+    pairs.warn()
+    if len(corpus) < pairs.kept or len(held_out) < len(pairs.held_out):
+        warn(
+            f"left out {pairs.kept - len(corpus)} training and {len(pairs.held_out) - len(held_out)} "
+            f"held-out pairs of more than {max_length} tokens on a side; raise --max-length to keep them"
+        )
+    if not last and checkpoint.newer(path, args.output / "model" / "config.json"):
         warn(f"{path}: is of a run that did not end, and is written over; --resume would go on with it")
     args.precision = args.precision or best_precision(team.device)
     # on a CPU, in runs of some minutes, small batches taught more and were hardly slower

@@ -31,7 +31,7 @@ script.run(script.main)
 
 @pytest.fixture
 def flags(tmp_path, training, held_out, sizes):
-    for name, lines in (("text.txt", training), ("held.txt", held_out)):
+    for name, lines in (("text.txt", training), ("held.txt", [*held_out, training[0], "zyx"])):
         (tmp_path / name).write_text("\n".join(lines) + "\n")
     files = ["--corpus", tmp_path / "text.txt", "--held-out", tmp_path / "held.txt"]
     return [str(flag) for flag in (*files, *sizes, "--precision", "fp32", "--batch-tokens", 40)]
@@ -64,6 +64,7 @@ def test_two_processes_learn_what_one_does_and_another_number_goes_on(flags, tmp
     done = torchrun(2, SCRIPT, *flags, "--max-steps", 30, "--output", two)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("to train on") == 1 and "on 2 x cpu" in done.stdout
+    assert done.stderr.count("left 1 sentences out") == done.stderr.count("left out 1 of") == 1
     for mine, theirs in zip(curve(two), curve(one), strict=True):
         for key in ("epoch", "step", "tokens"):
             assert mine[key] == theirs[key]

@@ -31,7 +31,8 @@ script.run(script.main)
 
 @pytest.fixture
 def flags(tmp_path, write_pairs, training, held_out, sizes):
-    files = write_pairs(tmp_path / "pairs.tsv", training), write_pairs(tmp_path / "held.tsv", held_out)
+    pairs = (("pairs.tsv", training), ("held.tsv", [*held_out, training[0], ("only", "two")]))
+    files = [write_pairs(tmp_path / name, rows) for name, rows in pairs]
     common = ["--pairs", files[0], "--held-out", files[1], *sizes, "--precision", "fp32", "--dropout", 0]
     return [str(flag) for flag in (*common, "--batch-tokens", 40)]
 
@@ -63,6 +64,7 @@ def test_two_processes_learn_what_one_does_and_another_number_goes_on(flags, tmp
     done = torchrun(2, SCRIPT, *flags, "--max-steps", 30, "--output", two)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("to train on") == 1 and "on 2 x cpu" in done.stdout
+    assert done.stderr.count("pairs out of training") == done.stderr.count("skipped 1 of") == 1
     for mine, theirs in zip(curve(two), curve(one), strict=True):
         for key in ("epoch", "step", "tokens"):
             assert mine[key] == theirs[key]
