@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -338,6 +339,28 @@ def test_a_run_in_blocks_is_resumed_exactly(prepare, monkeypatch):
     assert resumed.plan(0).n_blocks > 3 and resumed.progress.step == whole.progress.step == 40
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], tensor)
+
+
+# ---- memory
+
+
+def test_what_is_held_of_a_text_does_not_grow_with_it(prepare, tmp_path, monkeypatch):
+    """The peak of what Python and NumPy hold, from reading to the third step, after one run to warm up."""
+    monkeypatch.setattr(store, "CHUNK", 16)
+    monkeypatch.setattr(store, "BLOCK", 256)
+    monkeypatch.setattr("reading.CHUNK", 100)
+    text, held_out, peaks = tmp_path / "many.txt", tmp_path / "held_out.txt", []
+    held_out.write_text("the cat sees no bird\n", encoding="utf-8")
+    for lines in (1_000, 1_000, 40_000):
+        text.write_text("".join(f"the cat sees bird {i}\n" for i in range(lines)), encoding="utf-8")
+        tracemalloc.start()
+        run, *_ = prepare("--corpus", text, "--held-out", held_out, "--vocab-size", 20)
+        for position in range(3):
+            run.update(run.plan(0)[position], 0.0)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert run.plan(0).n_blocks == 157
+    assert peaks[2] < peaks[1] + 1_500_000
 
 
 # ---- a large one
