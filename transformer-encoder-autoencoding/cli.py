@@ -166,6 +166,13 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8", newline="\n")
 
 
+def flush(folder: Path) -> None:
+    """Let the files of a folder be on the disk, before they take the place of older ones."""
+    for file in folder.iterdir():
+        with file.open("r+b") as stream:
+            os.fsync(stream.fileno())
+
+
 @contextmanager
 def claimed(path: Path) -> Iterator[None]:
     """Within it the folder that --output names is there, and no other run that claims it may write to it. If

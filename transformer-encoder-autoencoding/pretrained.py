@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import tokenizer_json
-from cli import InputError, check_name
+from cli import InputError, check_name, flush
 from corpus import CLS, MASK, PAD, SEP, UNK, SpecialIds
 from encoder import EncoderConfig, MaskedLanguageModel
 
@@ -184,9 +184,7 @@ def save(directory: Path, model: MaskedLanguageModel, tokenizer: Tokenizer) -> N
                 f"{directory}: cannot be written ({error}); what was there is as before"
             ) from None
         shutil.copymode(folder / "config.json", folder / "model.safetensors")  # else for its owner alone
-        for file in folder.iterdir():
-            with file.open("rb+") as stream:
-                os.fsync(stream.fileno())  # before any takes the place of an older one
+        flush(folder)
         written = {file.name for file in folder.iterdir()}
         for name in ("config.json", "model.safetensors.index.json"):  # of a model that was here before
             (directory / name).unlink(missing_ok=True)

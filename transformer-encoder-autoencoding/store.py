@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cli import InputError
+from cli import InputError, flush
 
 BLOCK = 2**17  # so many sequences are shuffled together, sorted by length and grouped into batches
 # A block has so many neighbours from each of 16 places of the corpus. More places would mix better, but the
@@ -161,9 +161,7 @@ class Store:
             meta = {"digest": self.digest, "recipe": self.recipe, "notes": notes}
             meta["sha256"] = {file.name: fingerprint(file)["sha256"] for file in part.iterdir()}
             (part / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-            for file in part.iterdir():
-                with file.open("r+b") as stream:
-                    os.fsync(stream.fileno())
+            flush(part)
             shutil.rmtree(self.folder, ignore_errors=True)
             os.replace(part, self.folder)
         except BaseException as error:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import tokenizer_json
-from cli import InputError, check_name
+from cli import InputError, check_name, flush
 from marian_tokenizer import FILES as SENTENCEPIECE_FILES
 from marian_tokenizer import MarianTokenizer
 from pairs import EOS, PAD, UNK
@@ -194,9 +194,7 @@ def save(directory: Path, model: Transformer, tokenizer: Tokenizer | MarianToken
                 f"{directory}: cannot be written ({error}); what was there is as before"
             ) from None
         shutil.copymode(folder / "config.json", folder / "model.safetensors")  # else for its owner alone
-        for file in folder.iterdir():
-            with file.open("rb+") as stream:
-                os.fsync(stream.fileno())  # before any takes the place of an older one
+        flush(folder)
         written = {file.name for file in folder.iterdir()}
         others = {"tokenizer.json", *SENTENCEPIECE_FILES, "model.safetensors.index.json"} - written
         for name in ("config.json", *others):  # of a model that was here before
