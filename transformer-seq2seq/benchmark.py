@@ -86,10 +86,11 @@ class Plain(Ours):
         loss = F.cross_entropy(
             logits.transpose(1, 2), batch.labels, label_smoothing=state.args.label_smoothing
         )
-        state.optimizer.zero_grad()
+        state.model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
-        state.optimizer.step()
+        for optimizer in state.optimizers:
+            optimizer.step()
         return int(state.corpus.target.lengths[indices].sum())
 
 

@@ -28,6 +28,7 @@ import pretrained
 from cli import InputError, Interrupt, Parser, claimed, pick_device, real, run, warn, whole
 from fast import best_precision
 from marian_tokenizer import FILES, MarianTokenizer
+from muon import Muon
 from pairs import PAD, PairCorpus, load_tokenizer, tokenize, train_tokenizer
 from parallel import Team
 from reading import Pairs
@@ -40,7 +41,8 @@ DEFAULT_EPOCHS = 60
 VOCAB_SIZE = {"word": 30_000, "bpe": 8_000}
 SMALL_BATCH, LARGE_BATCH = 1024, 4096
 OF_INIT = "tokenizer", "vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "dropout"  # not with --init
-FIXED = "seed", "batch_tokens", "learning_rate", "warmup_steps", "label_smoothing"  # when a run is resumed
+# what is fixed when a run is resumed
+FIXED = "seed", "batch_tokens", "optimizer", "learning_rate", "warmup_steps", "label_smoothing"
 
 
 def parse_args(flags: list[str] | None = None) -> argparse.Namespace:
@@ -77,6 +79,7 @@ def parse_args(flags: list[str] | None = None) -> argparse.Namespace:
         help=f"a batch's tokens on a side, with padding (default: {SMALL_BATCH:,}, or on a GPU "
         f"{LARGE_BATCH:,} for pairs with more than {100 * LARGE_BATCH:,} target tokens)",
     )
+    add("--optimizer", choices=["adam", "muon"], default="adam", help="muon: of the layers' matrices")
     add("--learning-rate", type=real(1e-9, 10), default=2e-3, help="the highest, before the cosine")
     add("--warmup-steps", type=whole(0), default=100, help="updates until it is reached")
     add("--label-smoothing", type=real(0, 0.99), default=0.1, help="probability spread over all tokens")
@@ -115,6 +118,20 @@ def new_model(args: argparse.Namespace, tokenizer: Tokenizer) -> Transformer:
     )
     torch.manual_seed(args.seed)
     return Transformer(config)
+
+
+def new_optimizers(args: argparse.Namespace, model: Transformer) -> list[torch.optim.Optimizer]:
+    """Adam with the paper's constants (section 5.3) for all weights; with Muon, which is for the matrices of
+    the layers, for the others: vectors, and the embedding, whose rows are each a token's."""
+    matrices = []
+    if args.optimizer == "muon":
+        layers = [*model.encoder.parameters(), *model.decoder.parameters()]
+        matrices = [weight for weight in layers if weight.ndim == 2]
+    others = [weight for weight in model.parameters() if weight not in set(matrices)]
+    adam = torch.optim.Adam(others, betas=(0.9, 0.98), eps=1e-9, fused=True)
+    if not matrices:
+        return [adam]
+    return [adam, Muon(matrices, dtype=torch.bfloat16 if args.precision == "bf16" else torch.float32)]
 
 
 def prepare(args: argparse.Namespace, team: Team) -> tuple[Run, Tokenizer | MarianTokenizer]:
@@ -168,10 +185,9 @@ def prepare(args: argparse.Namespace, team: Team) -> tuple[Run, Tokenizer | Mari
     # on a CPU, in runs of some minutes, small batches taught more and were hardly slower
     large = team.device.type != "cpu" and len(corpus.target.ids) > 100 * LARGE_BATCH
     args.batch_tokens = args.batch_tokens or (LARGE_BATCH if large else SMALL_BATCH)
-    optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98), eps=1e-9, fused=True)
     fixed = {name: getattr(args, name) for name in FIXED}
     identity = {**fixed, **asdict(model.config), **recipe}
-    run = Run(args, team, model, optimizer, pairs, corpus, held_out, identity)
+    run = Run(args, team, model, new_optimizers(args, model), pairs, corpus, held_out, identity)
     if last:
         run.restore(last)
     return run, tokenizer

@@ -47,7 +47,7 @@ class Run:
     args: argparse.Namespace
     team: Team
     model: Transformer
-    optimizer: torch.optim.Optimizer
+    optimizers: list[torch.optim.Optimizer]
     pairs: Pairs
     corpus: PairCorpus
     held_out: PairCorpus
@@ -64,16 +64,17 @@ class Run:
     def update(
         self, indices: np.ndarray, done: float, look: Callable[[], tuple[float, ...]] = tuple
     ) -> list[float]:
-        """One step of the optimizer on the batch of the pairs with these indices; look gives
+        """One step of the optimizers on the batch of the pairs with these indices; look gives
         numbers of this process -> their sums over the team."""
         args, progress, team = self.args, self.progress, self.team
         seed_all(args.seed, progress.step, team.rank)  # dropout
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(progress.step, done, args.learning_rate, args.warmup_steps)
+        rate = learning_rate(progress.step, done, args.learning_rate, args.warmup_steps)
+        for optimizer in self.optimizers:
+            optimizer.param_groups[0]["lr"] = rate
         n_tokens = int(self.corpus.target.lengths[indices].sum())
 
         self.model.train()
-        self.optimizer.zero_grad()
+        self.model.zero_grad()
         loss = nll = torch.zeros(())
         if len(share := team.share(indices)):
             batch = self.corpus.batch(share).to(self.device)
@@ -88,7 +89,8 @@ class Run:
         loss_sum, nll_sum, *seen = team.sum_gradients(self.model.parameters(), *losses, *look())
         self.check_finite(loss_sum)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
 
         progress.step += 1
         progress.tokens += n_tokens
@@ -132,7 +134,7 @@ class Run:
                 "train_loss": progress.nll / progress.nll_tokens,
                 "held_out_loss": nll / count,
                 "held_out_token_accuracy": accuracy,
-                "learning_rate": self.optimizer.param_groups[0]["lr"],
+                "learning_rate": self.optimizers[0].param_groups[0]["lr"],
             }
         )
         progress.nll, progress.nll_tokens = 0.0, 0
@@ -201,7 +203,7 @@ class Run:
         state = {
             "identity": self.identity,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "kept": self.kept,
             "progress": asdict(self.progress),
         }
@@ -220,5 +222,6 @@ class Run:
         """Go back to a state that save wrote. Raises InputError where it is of another run."""
         checkpoint.check(self.args.output / "checkpoint.pt", state, self.identity)
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.kept, self.progress, self.saved = state["kept"], Progress(**state["progress"]), True

@@ -267,7 +267,7 @@ def test_minutes_are_a_limit(new_run):
     run = new_run("--max-minutes", 0.005)
     run.train(NEVER)
     assert run.progress.seconds >= 0.3 and run.progress.curve[-1]["step"] == run.progress.step
-    assert run.optimizer.param_groups[0]["lr"] < 0.3 * 3e-3
+    assert run.optimizers[0].param_groups[0]["lr"] < 0.3 * 3e-3
 
 
 def test_the_same_seed_gives_the_same_model_and_another_seed_another(new_run):

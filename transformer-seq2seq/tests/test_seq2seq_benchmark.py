@@ -32,7 +32,7 @@ def test_contestants_see_every_pair_once_an_epoch(args):
 def test_without_fast_py_the_same_is_learnt(args):
     ours, plain = Ours(args), Plain(args)
     for contestant in (ours, plain):
-        contestant.state.optimizer = torch.optim.SGD(contestant.state.model.parameters(), lr=1e-3)
+        contestant.state.optimizers = [torch.optim.SGD(contestant.state.model.parameters(), lr=1e-3)]
         contestant.step(done=0.0)
     for a, b in zip(ours.state.model.parameters(), plain.state.model.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
