@@ -133,7 +133,7 @@ def new_optimizers(args: argparse.Namespace, model: MaskedLanguageModel) -> list
     matrices = []
     if args.optimizer == "muon":
         matrices = [weight for weight in model.encoder.layers.parameters() if weight.ndim == 2]
-    others = [weight for weight in model.parameters() if weight not in set(matrices)]
+    others = [weight for weight in model.parameters() if not any(weight is taken for taken in matrices)]
     adam = torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     if not matrices:
         return [adam]

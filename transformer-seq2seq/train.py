@@ -127,7 +127,7 @@ def new_optimizers(args: argparse.Namespace, model: Transformer) -> list[torch.o
     if args.optimizer == "muon":
         layers = [*model.encoder.parameters(), *model.decoder.parameters()]
         matrices = [weight for weight in layers if weight.ndim == 2]
-    others = [weight for weight in model.parameters() if weight not in set(matrices)]
+    others = [weight for weight in model.parameters() if not any(weight is taken for taken in matrices)]
     adam = torch.optim.Adam(others, betas=(0.9, 0.98), eps=1e-9, fused=True)
     if not matrices:
         return [adam]

@@ -85,11 +85,11 @@ def test_learning_rate_climbs_a_line_and_falls_to_zero():
 # ------------------------------------------------------------------------------------- the loop
 
 
-def test_a_model_learns_one_batch_by_heart(begin):
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_a_model_learns_one_batch_by_heart(begin, optimizer):
     flags = ["--dropout", "0", "--label-smoothing", "0", "--learning-rate", "5e-3", "--warmup-steps", "10"]
-    run, _ = begin(
-        *flags, pairs=[(f"ask {word}", f"say {word} now", "") for word in ["one", "two", "three", "four"]]
-    )
+    pairs = [(f"ask {word}", f"say {word} now", "") for word in ["one", "two", "three", "four"]]
+    run, _ = begin(*flags, "--optimizer", optimizer, pairs=pairs)
     batch = run.corpus.batch(np.arange(4))
     for _ in range(80):
         run.update(np.arange(4), 0.0)
@@ -113,16 +113,16 @@ def assert_same_weights(one, other):
         assert torch.equal(tensor, other[name]), name
 
 
-@pytest.mark.parametrize("steps", [1, 23, 50])
-def test_an_interrupted_run_goes_on_exactly(begin, steps):
-    whole, _ = begin()
+@pytest.mark.parametrize("steps, optimizer", [(1, "adam"), (23, "muon"), (50, "adam")])
+def test_an_interrupted_run_goes_on_exactly(begin, steps, optimizer):
+    whole, _ = begin("--optimizer", optimizer)
     whole.train(Never())
     assert whole.progress.step == 60 and [record["step"] for record in whole.progress.curve] == [50, 60]
 
-    first, _ = begin()
+    first, _ = begin("--optimizer", optimizer)
     first.train(Within(first, steps))
     assert first.progress.step == steps
-    second, _ = begin("--resume")
+    second, _ = begin("--optimizer", optimizer, "--resume")
     second.train(Never())
     assert_same_weights(weights_of(second), weights_of(whole))
     assert_same_weights(second.kept, whole.kept)
@@ -143,6 +143,19 @@ def test_a_finished_run_goes_on_with_a_larger_budget(begin):
     before, after = second.progress.parts
     assert before == first.progress.parts[0] and before["from_step"] == 0
     assert after == before | {"from_step": 60, "max_steps": 70}
+
+
+@pytest.mark.parametrize("optimizer, n_matrices", [("adam", 0), ("muon", 5 + 8)])
+def test_every_weight_has_one_optimizer_and_matrices_of_layers_have_muon(begin, optimizer, n_matrices):
+    run, _ = begin("--optimizer", optimizer)
+    weights = [weight for part in run.optimizers for weight in part.param_groups[0]["params"]]
+    assert sorted(map(id, weights)) == sorted(map(id, run.model.parameters()))
+    matrices = [weight for part in run.optimizers[1:] for weight in part.param_groups[0]["params"]]
+    assert len(matrices) == n_matrices  # an encoder layer has five, a decoder layer eight
+    assert all(weight.ndim == 2 and weight is not run.model.embeddings.token.weight for weight in matrices)
+    run.update(run.plan(0)[0], 0.0)
+    rates = {part.param_groups[0]["lr"] for part in run.optimizers}
+    assert rates == {run.args.learning_rate / run.args.warmup_steps}
 
 
 def test_a_seed_repeats_and_another_differs(begin):
@@ -176,6 +189,7 @@ def test_training_counts_epochs_and_uses_every_pair_alike(begin, monkeypatch):
         (("--n-layers", 2), None, "n_encoder_layers 1, not 2"),
         (("--seed", 5), None, "seed 0, not 5"),
         (("--learning-rate", 1e-4), None, "learning_rate"),
+        (("--optimizer", "muon"), None, "optimizer adam, not muon"),
         (("--batch-tokens", 64), None, "batch_tokens"),
         ((), [("another corpus", "altogether", ""), ("and", "more", "")], r"files \['[0-9a-f]{8}…'\]"),
         (("--tokenizer", "bpe"), None, r"vocabulary \['word', 30000\], not \['bpe', 8000\]"),
