@@ -86,11 +86,10 @@ class Plain(Ours):
         indices, state = next(self.batches), self.state
         inputs, labels = state.corrupt(state.corpus.rows(indices), torch.default_generator)
         loss = F.cross_entropy(state.model.train()(inputs).transpose(1, 2), labels)
-        state.model.zero_grad()
+        state.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
-        for optimizer in state.optimizers:
-            optimizer.step()
+        state.optimizer.step()
         return int(state.corpus.lengths[indices].sum())
 
 

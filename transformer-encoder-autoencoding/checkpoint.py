@@ -80,8 +80,7 @@ def load(path: Path) -> dict[str, Any]:
                     raise ValueError(damaged)
             with warnings.catch_warnings(action="ignore"):
                 state = torch.load(candidate, map_location="cpu", weights_only=True)
-            sound = {"identity": dict, "model": dict, "optimizers": list}
-            if not all(isinstance(state[name], kind) for name, kind in sound.items()):
+            if not all(isinstance(state[name], dict) for name in ("identity", "model", "optimizer")):
                 raise TypeError
             Progress(**state["progress"])
         except PermissionError:

@@ -30,7 +30,6 @@ from corpus import PAD, Corpus, tokenize, train_tokenizer
 from encoder import EncoderConfig, MaskedLanguageModel
 from evaluation import Cloze
 from fast import best_precision
-from muon import Muon
 from parallel import Team
 from reading import Text, plain
 from store import Store, fingerprint
@@ -41,8 +40,7 @@ DEFAULT_EPOCHS = 180
 VOCAB_SIZE = {"word": 30_000, "bpe": 8_000}
 SMALL_BATCH, LARGE_BATCH = 1024, 4096
 OF_INIT = "tokenizer", "vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "dropout"  # not with --init
-# what is fixed when a run is resumed
-FIXED = "seed", "batch_tokens", "optimizer", "learning_rate", "warmup_steps", "mask_prob"
+FIXED = "seed", "batch_tokens", "learning_rate", "warmup_steps", "mask_prob"  # when a run is resumed
 
 
 def parse_args(flags: list[str] | None = None) -> argparse.Namespace:
@@ -86,7 +84,6 @@ def parse_args(flags: list[str] | None = None) -> argparse.Namespace:
         help=f"a batch's tokens, with padding (default: {SMALL_BATCH:,}, or on a GPU {LARGE_BATCH:,} for a "
         f"corpus of more than {100 * LARGE_BATCH:,})",
     )
-    add("--optimizer", choices=["adam", "muon"], default="adam", help="muon: of the layers' matrices")
     add("--learning-rate", type=real(1e-9, 10), default=3e-3, help="the highest, before the cosine")
     add("--warmup-steps", type=whole(0), default=100, help="updates until it is reached")
     add("--mask-prob", type=real(0.001, 0.999), default=0.15, help="share of the tokens to predict")
@@ -124,20 +121,6 @@ def new_model(args: argparse.Namespace, tokenizer: Tokenizer) -> MaskedLanguageM
     )
     torch.manual_seed(args.seed)
     return MaskedLanguageModel(config)
-
-
-def new_optimizers(args: argparse.Namespace, model: MaskedLanguageModel) -> list[torch.optim.Optimizer]:
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019) for all weights; with Muon, which is for
-    the matrices of the layers, for the others: vectors, the head, and embeddings, whose rows are each a
-    token's."""
-    matrices = []
-    if args.optimizer == "muon":
-        matrices = [weight for weight in model.encoder.layers.parameters() if weight.ndim == 2]
-    others = [weight for weight in model.parameters() if not any(weight is taken for taken in matrices)]
-    adam = torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    if not matrices:
-        return [adam]
-    return [adam, Muon(matrices, dtype=torch.bfloat16 if args.precision == "bf16" else torch.float32)]
 
 
 def prepare(args: argparse.Namespace, team: Team, clozes: Sequence[Cloze] = ()) -> tuple[Run, Tokenizer]:
@@ -183,9 +166,10 @@ def prepare(args: argparse.Namespace, team: Team, clozes: Sequence[Cloze] = ()) 
     # on a CPU, in runs of some minutes, small batches taught more and were hardly slower
     large = team.device.type != "cpu" and corpus.tokens > 100 * LARGE_BATCH
     args.batch_tokens = args.batch_tokens or (LARGE_BATCH if large else SMALL_BATCH)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     fixed = {name: getattr(args, name) for name in FIXED}
     identity = {**fixed, **asdict(model.config), **recipe}
-    run = Run(args, team, model, new_optimizers(args, model), text, corpus, held_out, identity)
+    run = Run(args, team, model, optimizer, text, corpus, held_out, identity)
     if last:
         run.restore(last)
     return run, tokenizer

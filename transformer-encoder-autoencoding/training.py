@@ -49,7 +49,7 @@ class Run:
     args: argparse.Namespace
     team: Team
     model: MaskedLanguageModel
-    optimizers: list[torch.optim.Optimizer]
+    optimizer: torch.optim.Optimizer
     text: Text
     corpus: Corpus
     held_out: Corpus
@@ -72,19 +72,18 @@ class Run:
     def update(
         self, indices: np.ndarray, done: float, look: Callable[[], tuple[float, ...]] = tuple
     ) -> list[float]:
-        """One step of the optimizers on the batch of the windows with these indices, corrupted afresh;
+        """One step of the optimizer on the batch of the windows with these indices, corrupted afresh;
         look gives numbers of this process -> their sums over the team."""
         args, progress, team = self.args, self.progress, self.team
-        rate = learning_rate(progress.step, done, args.learning_rate, args.warmup_steps)
-        for optimizer in self.optimizers:
-            optimizer.param_groups[0]["lr"] = rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(progress.step, done, args.learning_rate, args.warmup_steps)
         seed_all(args.seed, progress.step)  # the masks do not depend on the number of processes, dropout does
         inputs, labels = self.corrupt(self.corpus.rows(indices), torch.default_generator)
         n_hidden = int((labels != IGNORE).sum())
         seed_all(args.seed, progress.step, 1 + team.rank)
 
         self.model.train()
-        self.model.zero_grad()
+        self.optimizer.zero_grad()
         loss = torch.zeros(())
         if len(inputs := team.share(inputs)):
             labels = team.share(labels)
@@ -96,8 +95,7 @@ class Run:
         loss_sum, *seen = team.sum_gradients(self.model.parameters(), loss.item(), *look())
         self.check_finite(loss_sum)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        self.optimizer.step()
 
         progress.step += 1
         progress.tokens += int(self.corpus.lengths[indices].sum())
@@ -162,7 +160,7 @@ class Run:
                 "train_loss": progress.nll / progress.nll_tokens,
                 "held_out_loss": nll / count,
                 "held_out_accuracy": accuracy,
-                "learning_rate": self.optimizers[0].param_groups[0]["lr"],
+                "learning_rate": self.optimizer.param_groups[0]["lr"],
             }
         )
         progress.nll, progress.nll_tokens = 0.0, 0
@@ -231,7 +229,7 @@ class Run:
         state = {
             "identity": self.identity,
             "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "optimizer": self.optimizer.state_dict(),
             "kept": self.kept,
             "progress": asdict(self.progress),
         }
@@ -248,6 +246,5 @@ class Run:
         """Go back to a state that save wrote. Raises InputError where it is of another run."""
         checkpoint.check(self.args.output / "checkpoint.pt", state, self.identity)
         self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
         self.kept, self.progress, self.saved = state["kept"], Progress(**state["progress"]), True

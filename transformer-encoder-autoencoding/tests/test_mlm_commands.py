@@ -467,8 +467,8 @@ def test_help_names_every_flag_and_an_example(script, name):
     assert "--device" in out and f"python3 {name}.py" in out
     promised = {
         "train_mlm": "--corpus --held-out --tokenizer --vocab-size --d-model --n-layers --n-heads --d-ff "
-        "--dropout --max-length --epochs --max-steps --max-minutes --batch-tokens --optimizer "
-        "--learning-rate --warmup-steps --mask-prob --precision --seed --resume --output",
+        "--dropout --max-length --epochs --max-steps --max-minutes --batch-tokens --learning-rate "
+        "--warmup-steps --mask-prob --precision --seed --resume --output",
         "fill_mask": "--model --top-k --score --json",
         "visualize_attention": "--model --output --layer --head --html",
     }[name]

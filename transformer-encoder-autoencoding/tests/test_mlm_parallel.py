@@ -60,7 +60,6 @@ def test_shares_are_every_member_once():
 def test_two_processes_learn_what_one_does_and_another_number_goes_on(flags, tmp_path, script):
     one, two = tmp_path / "one", tmp_path / "two"
     name = SCRIPT.stem
-    flags = [*flags, "--optimizer", "muon"]
     assert script(name, *flags, "--max-steps", 30, "--output", one)[0] == 0
     done = torchrun(2, SCRIPT, *flags, "--max-steps", 30, "--output", two)
     assert done.returncode == 0, done.stderr

@@ -245,7 +245,7 @@ def test_a_checkpoint_is_not_unpickled(tmp_path, begin):
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.pt"
-    state = {name: {} for name in ("identity", "model", "optimizers", "progress")}
+    state = {"identity": {}, "model": {}, "optimizers": [], "progress": {}}
     checkpoint.save(path, {**state, "n": 1})
 
     def fail(state, file):
