@@ -32,7 +32,7 @@ class Muon(torch.optim.Optimizer):
 
     A matrix's gradient is mostly a few directions, and gradient descent learns these alone; in U_t all count
     alike. The factor gives the updates the size that Adam's have in practice (Liu et al. 2025,
-    arXiv:2502.16982, equation 4), so that one learning rate suits both.
+    arXiv:2502.16982, section 2.2), so that one learning rate suits both.
     """
 
     def __init__(self, matrices: Iterable[nn.Parameter], momentum: float = 0.95, dtype=torch.float32):

@@ -79,7 +79,7 @@ def parse_args(flags: list[str] | None = None) -> argparse.Namespace:
         help=f"a batch's tokens on a side, with padding (default: {SMALL_BATCH:,}, or on a GPU "
         f"{LARGE_BATCH:,} for pairs with more than {100 * LARGE_BATCH:,} target tokens)",
     )
-    add("--optimizer", choices=["adam", "muon"], default="adam", help="muon: of the layers' matrices")
+    add("--optimizer", choices=["adam", "muon"], default="adam", help="of the layers' matrices; else Adam")
     add("--learning-rate", type=real(1e-9, 10), default=2e-3, help="the highest, before the cosine")
     add("--warmup-steps", type=whole(0), default=100, help="updates until it is reached")
     add("--label-smoothing", type=real(0, 0.99), default=0.1, help="probability spread over all tokens")
