@@ -86,7 +86,7 @@ def load(path: Path) -> dict[str, Any]:
         except PermissionError:
             raise
         except Exception as error:  # torch raises many kinds for a damaged file, and says much about them
-            damage.append(f"{candidate}: is damaged ({type(error).__name__})")
+            damage.append(f"{candidate}: is damaged or another version's ({type(error).__name__})")
             continue
         if damage:
             warn(f"{damage[0]}; going on from the one before it")
