@@ -8,13 +8,15 @@ from torch import Tensor, nn
 
 
 def orthogonalise(x: Tensor) -> Tensor:
-    """The nearest semi-orthogonal matrices, roughly: x (N, R, C), R <= C -> (N, R, C), the same singular
+    """The nearest semi-orthogonal matrices, roughly: x (N, R, C) -> (N, R, C), the same singular
     vectors, the singular values all between 0.6 and 1.3 or so.
 
     Five steps of a Newton-Schulz iteration, x <- a x + b (x x^T) x + c (x x^T)^2 x, which is the polynomial
     a s + b s^3 + c s^5 of every singular value s and takes those from 0 to 1 near 1. Its coefficients are
     chosen for speed: it does not converge, but even a singular value of 0.003 gets there in the five steps.
     """
+    if x.size(1) > x.size(2):  # of a tall matrix x^T x is the smaller product
+        return orthogonalise(x.mT).mT
     a, b, c = 3.4445, -4.7750, 2.0315
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)  # as its square is the sum of theirs
     for _ in range(5):
@@ -35,7 +37,9 @@ class Muon(torch.optim.Optimizer):
     arXiv:2502.16982, section 2.2), so that one learning rate suits both.
     """
 
-    def __init__(self, matrices: Iterable[nn.Parameter], momentum: float = 0.95, dtype=torch.float32):
+    def __init__(
+        self, matrices: Iterable[nn.Parameter], momentum: float = 0.95, dtype: torch.dtype = torch.float32
+    ):
         """matrices (R, C) each; dtype is that of the products in orthogonalise."""
         super().__init__(matrices, {"lr": 1e-3, "momentum": momentum})
         self.dtype = dtype
@@ -51,12 +55,12 @@ class Muon(torch.optim.Optimizer):
             for (rows, columns), weights in alike.items():
                 scale = 0.2 * max(rows, columns) ** 0.5
                 updates = orthogonalise(self.directions(weights, group["momentum"]))
-                for weight, update in zip(weights, updates if rows <= columns else updates.mT, strict=True):
+                for weight, update in zip(weights, updates, strict=True):
                     weight.sub_(update, alpha=group["lr"] * scale)
 
     def directions(self, weights: list[nn.Parameter], momentum: float) -> Tensor:
-        """Moves the momentum of N matrices of one shape (R, C) on -> what is made orthogonal for them,
-        (N, min(R, C), max(R, C))."""
+        """Moves the momentum of N matrices of one shape (R, C) on -> what is made orthogonal for them
+        (N, R, C)."""
         directions = []
         for weight in weights:
             state = self.state[weight]
@@ -64,5 +68,4 @@ class Muon(torch.optim.Optimizer):
                 state["momentum"] = torch.zeros_like(weight)
             average = state["momentum"].lerp_(weight.grad, 1 - momentum)
             directions.append(weight.grad.lerp(average, momentum))
-        stacked = torch.stack(directions).to(self.dtype)
-        return stacked if stacked.size(1) <= stacked.size(2) else stacked.mT
+        return torch.stack(directions).to(self.dtype)
