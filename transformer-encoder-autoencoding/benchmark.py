@@ -5,10 +5,10 @@
     python3 benchmark.py --model results/model                filling, in the bundled held-out sentences
     python3 benchmark.py --model my-run/model --input my.txt
 
-Training is compared with Hugging Face's BERT of the same shape on the same text, and all flags but --rounds
-are those of train_mlm.py; filling masks and scoring are compared with Hugging Face's fill-mask pipeline. The
-contestants take turns, so that what else the machine does hits all alike, and the tables give medians; memory
-is the peak of a process that trains nothing else. It needs requirements-dev.txt.
+Training is compared with Hugging Face's BERT of the same shape on the same text, and takes the flags of
+train_mlm.py but for its budgets and --output; filling masks and scoring are compared with Hugging Face's
+fill-mask pipeline. The contestants take turns, so that what else the machine does hits all alike, and the
+tables give medians; memory is the peak of a process that trains nothing else. It needs requirements-dev.txt.
 """
 
 import math
@@ -41,6 +41,7 @@ from parallel import Team
 from reading import lines_of
 
 PRODUCTS = "matrix products of ours, fp32"
+BUDGETS = "--epochs", "--max-steps", "--max-minutes", "--resume"  # of train_mlm.py
 
 
 class Contestant(Protocol):
@@ -280,6 +281,9 @@ def parse_args() -> tuple[Namespace, Namespace]:
     own, rest = parser.parse_known_args()
     if own.input and not own.model:
         parser.error("--input needs --model: training reads other files")
+    for flag in rest:
+        if own.model or flag.split("=")[0] in (*BUDGETS, "--output"):
+            parser.error(f"{flag} has no use here{' beside --model' if own.model else ''}")
     return own, train_mlm.parse_args([*rest, "--device", own.device])
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import train_mlm
-from benchmark import HuggingFace, Ours, need_transformers
+from benchmark import BUDGETS, HuggingFace, Ours, need_transformers
 from cli import Parser, output_folder, pick_device, real, replacing, run
 from corpus import IGNORE
 from fast import best_precision
@@ -80,6 +80,9 @@ def main() -> None:
     add("--minutes", type=real(0.01), default=30, help="for Hugging Face's model, at every learning rate")
     add("--theirs", type=real(1e-9, 10), nargs="+", default=[3e-4, 1e-3, 3e-3], help="their learning rates")
     own, rest = parser.parse_known_args()
+    for flag in rest:
+        if flag.split("=")[0] in BUDGETS:
+            parser.error(f"{flag} has no use here: --minutes is the budget")
     args = train_mlm.parse_args([*rest, "--device", own.device])
     need_transformers()
     output_folder(args.output)

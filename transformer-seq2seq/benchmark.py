@@ -5,10 +5,10 @@
     python3 benchmark.py --model model                        generation, from the bundled held-out prompts
     python3 benchmark.py --model my-run/model --input my.txt
 
-Training is compared with Hugging Face's MarianMT of the same shape on the same text, and all flags but
---rounds are those of train.py; generation is compared with Hugging Face's generate and with CTranslate2. The
-contestants take turns, so that what else the machine does hits all alike, and the tables give medians; memory
-is the peak of a process that trains nothing else. It needs requirements-dev.txt.
+Training is compared with Hugging Face's MarianMT of the same shape on the same text, and takes the flags of
+train.py but for its budgets and --output; generation is compared with Hugging Face's generate and with
+CTranslate2. The contestants take turns, so that what else the machine does hits all alike, and the tables
+give medians; memory is the peak of a process that trains nothing else. It needs requirements-dev.txt.
 """
 
 import math
@@ -41,6 +41,7 @@ from reading import decode_lines, open_text, read_pairs
 
 HERE = Path(__file__).parent
 PRODUCTS = "matrix products of ours, fp32"
+OF_TRAINING = "--epochs", "--max-steps", "--max-minutes", "--resume", "--output"  # have no use here
 
 
 class Contestant(Protocol):
@@ -256,6 +257,9 @@ def parse_args() -> tuple[Namespace, Namespace]:
     own, rest = parser.parse_known_args()
     if own.input and not own.model:
         parser.error("--input needs --model: training reads other files")
+    for flag in rest:
+        if own.model or flag.split("=")[0] in OF_TRAINING:
+            parser.error(f"{flag} has no use here{' beside --model' if own.model else ''}")
     return own, train.parse_args([*rest, "--device", own.device])
 
 

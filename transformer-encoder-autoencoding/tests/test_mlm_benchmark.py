@@ -95,3 +95,20 @@ def test_filling_is_compared_on_the_same_sentences(trained, monkeypatch, capsys,
     rows = [line for line in lines if line.startswith("Hugging Face")]
     assert len(rows) == 6 and all("5 of 5, probabilities within" in row for row in rows[:3])
     assert [line.split()[-1] for line in lines if line.startswith("ours")] == ["1.0", "1.0"]
+
+
+@pytest.mark.parametrize(
+    "module, flags, named",
+    [
+        (benchmark, "--max-minutes 3", "--max-minutes"),
+        (benchmark, "--output=elsewhere", "--output"),
+        (benchmark, "--model results/model --n-layers 3", "--n-layers has no use here beside --model"),
+        (race, "--epochs 5", "--epochs"),
+        (race, "--output elsewhere --resume", "--resume"),
+    ],
+)
+def test_flags_of_training_that_would_mean_nothing_are_refused(module, flags, named, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["run.py", *flags.split()])
+    with pytest.raises(SystemExit, match=r"^2$"):
+        module.main()
+    assert named in capsys.readouterr().err

@@ -86,3 +86,18 @@ def test_agreement_counts_the_same_and_compares_their_scores():
     mine = [([1, 2], -0.5), ([3], -1.0), ([4], -2.0)]
     other = [([1, 2], -0.5), ([3], -1.25), ([5], -9.0)]
     assert benchmark_generation.agreement(mine, other) == "2 of 3, scores within 2e-01"
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        ("--max-minutes 3", "--max-minutes"),
+        ("--output=elsewhere", "--output"),
+        ("--model model --n-layers 3", "--n-layers has no use here beside --model"),
+    ],
+)
+def test_flags_of_training_that_would_mean_nothing_are_refused(flags, named, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["benchmark.py", *flags.split()])
+    with pytest.raises(SystemExit, match=r"^2$"):
+        benchmark.main()
+    assert named in capsys.readouterr().err
