@@ -24,15 +24,17 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import evaluation
 import train_mlm
-from cli import InputError, Parser, output_folder, pick_device, run, whole, write_text
-from corpus import IGNORE
 from encoder import EncoderLayer
-from laboratory import draw, read_results, scratch, side_by_side, table, write_results
-from parallel import Team
+from masking import IGNORE
+from mlm import cloze as evaluation
+from mlm.common.command_line import Parser, pick_device, run, whole
+from mlm.common.distributed import Team
+from mlm.common.errors import InputError
+from mlm.common.experiments import draw, read_results, scratch, side_by_side, table, write_results
+from mlm.common.files import output_folder, write_text
+from mlm.training import Run
 from train_mlm import HERE
-from training import Run
 
 EPOCHS, SEEDS, LEARNING_RATE = 70, 3, 4e-3
 CURVE_EVERY = 5  # epochs

@@ -30,15 +30,16 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-import benchmark_filling
-import fast
-import pretrained
 import train_mlm
-from cli import InputError, Parser, pick_device, run, whole
-from corpus import IGNORE
-from laboratory import scratch
-from parallel import Team
-from reading import lines_of
+from masking import IGNORE
+from mlm import bert as pretrained
+from mlm import contestants as benchmark_filling
+from mlm.common import fast_cpu as fast
+from mlm.common.command_line import Parser, pick_device, run, whole
+from mlm.common.distributed import Team
+from mlm.common.errors import InputError
+from mlm.common.experiments import scratch
+from mlm.common.lines import lines_of
 
 PRODUCTS = "matrix products of ours, fp32"
 BUDGETS = "--epochs", "--max-steps", "--max-minutes", "--resume"  # of train_mlm.py
@@ -193,9 +194,7 @@ class HuggingFace:
         return sum(map(len, windows))
 
     def logits(self, inputs: Tensor) -> Tensor:
-        return self.model.eval()(
-            input_ids=inputs, attention_mask=inputs != self.state.corpus.special.pad
-        ).logits
+        return self.model.eval()(input_ids=inputs, attention_mask=inputs != self.state.corpus.special.pad).logits
 
 
 class Shapes(TorchFunctionMode):

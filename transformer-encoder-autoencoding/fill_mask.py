@@ -14,11 +14,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import pretrained
-from cli import InputError, Parser, one_line, pick_device, run, whole
-from corpus import MASK
-from filling import Mistake, Sentence, fill, score
-from reading import numbered_lines
+from mlm import bert as pretrained
+from mlm.common.command_line import Parser, pick_device, run, whole
+from mlm.common.errors import InputError, one_line
+from mlm.common.lines import numbered_lines
+from mlm.filling import Mistake, Sentence, fill, score
+from mlm.tokenizer import MASK
 
 HERE = Path(__file__).parent
 TOP_K = 5
@@ -29,9 +30,7 @@ def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("sentences", nargs="*", metavar="SENTENCE", help="with a [MASK] for every hidden word")
-    add(
-        "--model", type=Path, default=HERE / "results" / "model", metavar="DIR", help="default: results/model"
-    )
+    add("--model", type=Path, default=HERE / "results" / "model", metavar="DIR", help="default: results/model")
     add("--top-k", type=whole(1), help=f"so many words for each [MASK] (default: {TOP_K})")
     add("--score", action="store_true", help="pseudo-perplexity and each token's surprisal instead")
     add("--json", action="store_true", help="one JSON object a line")

@@ -17,9 +17,10 @@ from tqdm import tqdm
 
 import train_mlm
 from benchmark import BUDGETS, HuggingFace, Ours, need_transformers
-from cli import Parser, output_folder, pick_device, real, replacing, run
-from corpus import IGNORE
-from fast import best_precision
+from masking import IGNORE
+from mlm.common.command_line import Parser, pick_device, real, run
+from mlm.common.fast_cpu import best_precision
+from mlm.common.files import output_folder, replacing
 
 COLORS = "#0072B2", "#D55E00", "#009E73", "#CC79A7"  # told apart by colour-blind readers too
 

@@ -22,18 +22,22 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-import checkpoint
-import evaluation
-import pretrained
-from cli import Interrupt, Parser, claimed, pick_device, real, run, warn, whole
-from corpus import PAD, Corpus, tokenize, train_tokenizer
 from encoder import EncoderConfig, MaskedLanguageModel
-from evaluation import Cloze
-from fast import best_precision
-from parallel import Team
-from reading import Text, plain
-from store import Store, fingerprint
-from training import Run
+from mlm import bert as pretrained
+from mlm import cloze as evaluation
+from mlm.cloze import Cloze
+from mlm.common import checkpoint
+from mlm.common.command_line import Interrupt, Parser, pick_device, real, run, whole
+from mlm.common.distributed import Team
+from mlm.common.errors import warn
+from mlm.common.fast_cpu import best_precision
+from mlm.common.files import claimed, fingerprint
+from mlm.common.lines import plain
+from mlm.common.token_store import Store
+from mlm.dataset import Corpus, tokenize
+from mlm.text import Text
+from mlm.tokenizer import PAD, train_tokenizer
+from mlm.training import Run
 
 HERE = Path(__file__).parent
 DEFAULT_EPOCHS = 180
@@ -73,9 +77,7 @@ def parse_args(flags: list[str] | None = None) -> argparse.Namespace:
         default=size["max_length"],
         help="most tokens, [CLS] and [SEP] included",
     )
-    add(
-        "--epochs", type=whole(1), help=f"passes over the text (default: {DEFAULT_EPOCHS} if no limit is set)"
-    )
+    add("--epochs", type=whole(1), help=f"passes over the text (default: {DEFAULT_EPOCHS} if no limit is set)")
     add("--max-steps", type=whole(1), help="stop after so many updates")
     add("--max-minutes", type=real(0.001), help="stop after so many minutes")
     add(
@@ -202,9 +204,7 @@ def train(args: argparse.Namespace, team: Team) -> None:
         raise KeyboardInterrupt("interrupted before the first step; no model was written")
     model = args.output / "model"
     if interrupted and state.kept is None and model.exists():
-        raise KeyboardInterrupt(
-            f"interrupted before the first evaluation; {model} is as it was, --resume goes on"
-        )
+        raise KeyboardInterrupt(f"interrupted before the first evaluation; {model} is as it was, --resume goes on")
     if state.kept is None or (interrupted and state.progress.nll_tokens):  # updates since the last one
         state.evaluate()
         state.save_curve()
@@ -222,10 +222,7 @@ def train(args: argparse.Namespace, team: Team) -> None:
         "steps": progress.step,
         "seconds": round(progress.seconds, 1),
         "parameters": n_parameters,
-        **{
-            name: progress.curve[progress.kept][name]
-            for name in ("train_loss", "held_out_loss", "held_out_accuracy")
-        },
+        **{name: progress.curve[progress.kept][name] for name in ("train_loss", "held_out_loss", "held_out_accuracy")},
     }
     if len(progress.parts) > 1:  # a continuation had another budget, device or precision
         figures["parts"] = progress.parts

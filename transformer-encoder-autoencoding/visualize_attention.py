@@ -20,11 +20,13 @@ import torch
 from matplotlib import pyplot as plt
 from torch import Tensor
 
-import explorer
-import pretrained
-from cli import InputError, Parser, output_folder, pick_device, replacing, run, warn, whole, write_text
-from corpus import MASK, SpecialIds
-from filling import Sentence, encode, to_word
+from mlm import bert as pretrained
+from mlm.common.command_line import Parser, pick_device, run, whole
+from mlm.common.errors import InputError, warn
+from mlm.common.files import output_folder, replacing, write_text
+from mlm.explorer import page as explorer
+from mlm.filling import Sentence, encode, to_word
+from mlm.tokenizer import MASK, SpecialIds
 
 plt.switch_backend("Agg")  # pictures become files; no screen is needed
 plt.rcParams["text.parse_math"] = False  # a "$" in a sentence is a "$"
@@ -38,9 +40,7 @@ def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("sentence", nargs="?", default=f"Transformers use {MASK} attention", metavar="SENTENCE")
-    add(
-        "--model", type=Path, default=HERE / "results" / "model", metavar="DIR", help="default: results/model"
-    )
+    add("--model", type=Path, default=HERE / "results" / "model", metavar="DIR", help="default: results/model")
     add(
         "--output",
         type=Path,

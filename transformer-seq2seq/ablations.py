@@ -24,14 +24,17 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 import train
-from cli import InputError, Parser, output_folder, pick_device, run, whole, write_text
-from evaluation import answer_all, bleu_and_chrf, exact_match, exact_match_by_kind
-from laboratory import draw, read_results, scratch, side_by_side, table, write_results
-from pairs import IGNORE, Batch
-from parallel import Team
-from reading import Pair
+from seq2seq.common.command_line import Parser, pick_device, run, whole
+from seq2seq.common.distributed import Team
+from seq2seq.common.errors import InputError
+from seq2seq.common.experiments import draw, read_results, scratch, side_by_side, table, write_results
+from seq2seq.common.files import output_folder, write_text
+from seq2seq.dataset import Batch
+from seq2seq.metrics import answer_all, bleu_and_chrf, exact_match, exact_match_by_kind
+from seq2seq.pairs import Pair
+from seq2seq.tokenizer import IGNORE
+from seq2seq.training import Run
 from train import HERE
-from training import Run
 from transformer import MultiHeadAttention
 
 EPOCHS, SEEDS, BATCH_TOKENS = 15, 3, 512

@@ -29,15 +29,17 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-import benchmark_generation
-import fast
-import pretrained
 import train
-from cli import InputError, Parser, pick_device, run, whole
-from laboratory import scratch
-from pairs import IGNORE
-from parallel import Team
-from reading import decode_lines, open_text, read_pairs
+from seq2seq import contestants as benchmark_generation
+from seq2seq import marian as pretrained
+from seq2seq.common import fast_cpu as fast
+from seq2seq.common.command_line import Parser, pick_device, run, whole
+from seq2seq.common.distributed import Team
+from seq2seq.common.errors import InputError
+from seq2seq.common.experiments import scratch
+from seq2seq.common.lines import decode_lines, open_text
+from seq2seq.pairs import read_pairs
+from seq2seq.tokenizer import IGNORE
 
 HERE = Path(__file__).parent
 PRODUCTS = "matrix products of ours, fp32"
@@ -84,9 +86,7 @@ class Plain(Ours):
         indices, state = next(self.batches), self.state
         batch = state.corpus.batch(indices).to(state.device)
         logits = state.model.train()(batch.source, batch.target)[..., :-1]
-        loss = F.cross_entropy(
-            logits.transpose(1, 2), batch.labels, label_smoothing=state.args.label_smoothing
-        )
+        loss = F.cross_entropy(logits.transpose(1, 2), batch.labels, label_smoothing=state.args.label_smoothing)
         state.model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)

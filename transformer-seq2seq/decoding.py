@@ -131,18 +131,14 @@ def generate(
         for b, i in ends[:, :n].nonzero().tolist():
             ids = [*tokens[b, parents[b, i], 1:].tolist(), int(next_tokens[b, i])]
             found = results[sentence[b]]
-            finish(
-                found, ids[:-1] if ids[-1] == config.eos_id else ids, float(totals[b, i]), t, length_penalty
-            )
+            finish(found, ids[:-1] if ids[-1] == config.eos_id else ids, float(totals[b, i]), t, length_penalty)
             del found[n:]
             to_beat[b] = found[-1].score if len(found) == n else -math.inf
 
         open_totals = totals.masked_fill(ends, -math.inf)
         sums, order = (part[:, :n] for part in open_totals.sort(dim=1, descending=True, stable=True))
         parents, next_tokens = parents.gather(1, order), next_tokens.gather(1, order)  # (B, n)
-        tokens = torch.cat(
-            [tokens.gather(1, parents[:, :, None].expand(-1, -1, t)), next_tokens[:, :, None]], 2
-        )
+        tokens = torch.cat([tokens.gather(1, parents[:, :, None].expand(-1, -1, t)), next_tokens[:, :, None]], 2)
 
         going_on = to_beat < sums[:, 0] / t**length_penalty  # (B,)
         alive = going_on.nonzero().flatten()

@@ -22,12 +22,14 @@ import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-import pretrained
-from cli import InputError, Parser, one_line, pick_device, real, replacing, run, warn, whole
 from decoding import Hypothesis, Sampler, generate_all
-from pairs import to_text
-from prompts import encode, encoded_chunks, position, sound, warn_of
-from reading import decode_lines, open_text
+from seq2seq import marian as pretrained
+from seq2seq.common.command_line import Parser, pick_device, real, run, whole
+from seq2seq.common.errors import InputError, one_line, warn
+from seq2seq.common.files import replacing
+from seq2seq.common.lines import decode_lines, open_text
+from seq2seq.generation import encode, encoded_chunks, position, sound, warn_of
+from seq2seq.tokenizer import to_text
 from transformer import Transformer
 
 HERE = Path(__file__).parent
@@ -95,15 +97,11 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def decoder(
-    model: Transformer, args: argparse.Namespace
-) -> Callable[[list[list[int]]], list[list[Hypothesis]]]:
+def decoder(model: Transformer, args: argparse.Namespace) -> Callable[[list[list[int]]], list[list[Hypothesis]]]:
     """What the flags ask for: a function from the ids of prompts to n_best outputs each, best first."""
     max_length = args.max_length or model.config.max_length
     if max_length > model.config.max_length:
-        raise InputError(
-            f"--max-length {max_length}: the model knows {model.config.max_length} positions; lower it"
-        )
+        raise InputError(f"--max-length {max_length}: the model knows {model.config.max_length} positions; lower it")
     generator = torch.Generator().manual_seed(args.seed)
 
     def search(rows: list[list[int]]) -> list[list[Hypothesis]]:
@@ -126,9 +124,7 @@ def decoder(
     return sample if args.sample else search
 
 
-def show(
-    prompt: str, texts: list[str], hypotheses: list[Hypothesis], args: argparse.Namespace, out: TextIO
-) -> None:
+def show(prompt: str, texts: list[str], hypotheses: list[Hypothesis], args: argparse.Namespace, out: TextIO) -> None:
     """Write the outputs of one prompt in the form that the flags ask for."""
     if args.json:
         outputs = [
@@ -259,7 +255,7 @@ def main() -> None:
             return
         best = filter_lines(lines, name, model, tokenizer, args, out)
     if references is not None:
-        from evaluation import bleu_and_chrf
+        from seq2seq.metrics import bleu_and_chrf
 
         scores = bleu_and_chrf(best, references)
         print(", ".join(f"{key} {value:.2f}" for key, value in scores.items()), file=sys.stderr)

@@ -22,18 +22,21 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-import checkpoint
-import evaluation
-import pretrained
-from cli import InputError, Interrupt, Parser, claimed, pick_device, real, run, warn, whole
-from fast import best_precision
-from marian_tokenizer import FILES, MarianTokenizer
-from muon import Muon
-from pairs import PAD, PairCorpus, load_tokenizer, tokenize, train_tokenizer
-from parallel import Team
-from reading import Pairs
-from store import Store, fingerprint
-from training import Run
+from seq2seq import marian as pretrained
+from seq2seq import metrics as evaluation
+from seq2seq.common import checkpoint
+from seq2seq.common.command_line import Interrupt, Parser, pick_device, real, run, whole
+from seq2seq.common.distributed import Team
+from seq2seq.common.errors import InputError, warn
+from seq2seq.common.fast_cpu import best_precision
+from seq2seq.common.files import claimed, fingerprint
+from seq2seq.common.token_store import Store
+from seq2seq.dataset import PairCorpus, tokenize
+from seq2seq.marian_tokenizer import FILES, MarianTokenizer
+from seq2seq.muon import Muon
+from seq2seq.pairs import Pairs
+from seq2seq.tokenizer import PAD, load_tokenizer, train_tokenizer
+from seq2seq.training import Run
 from transformer import Transformer, TransformerConfig
 
 HERE = Path(__file__).parent
@@ -218,9 +221,7 @@ def train(args: argparse.Namespace, team: Team) -> None:
         raise KeyboardInterrupt("interrupted before the first step; no model was written")
     model = args.output / "model"
     if interrupted and state.kept is None and model.exists():
-        raise KeyboardInterrupt(
-            f"interrupted before the first evaluation; {model} is as it was, --resume goes on"
-        )
+        raise KeyboardInterrupt(f"interrupted before the first evaluation; {model} is as it was, --resume goes on")
     if state.kept is None or (interrupted and state.progress.nll_tokens):  # updates since the last one
         state.evaluate()
         state.save_curve()

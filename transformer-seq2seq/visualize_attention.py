@@ -23,11 +23,13 @@ from matplotlib import pyplot as plt
 from tokenizers import Tokenizer
 from torch import Tensor
 
-import explorer
-import pretrained
-from cli import InputError, Parser, output_folder, pick_device, replacing, run, warn, whole, write_text
 from decoding import generate
-from prompts import encode, sound
+from seq2seq import marian as pretrained
+from seq2seq.common.command_line import Parser, pick_device, run, whole
+from seq2seq.common.errors import InputError, warn
+from seq2seq.common.files import output_folder, replacing, write_text
+from seq2seq.explorer import page as explorer
+from seq2seq.generation import encode, sound
 from transformer import Attentions, Transformer, causal_mask
 
 plt.switch_backend("Agg")  # pictures become files; no screen is needed

@@ -108,9 +108,7 @@ def check(train: list[Item], held_out: list[Item]) -> None:
 
 
 def main() -> None:
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     facts = read_table("facts.tsv", "relation subject value")
     train, held_out = fact_sentences(facts, read_table("frames.tsv", "relation frame"))
     for where, (sentence, key, rephrasing) in read_table("free.tsv", "sentence key rephrasing"):

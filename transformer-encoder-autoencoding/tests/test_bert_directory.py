@@ -19,10 +19,10 @@ from transformers import (
     pipeline,
 )
 
-import pretrained
-from cli import InputError
-from corpus import train_tokenizer
-from filling import Sentence, fill
+from mlm import bert as pretrained
+from mlm.common.errors import InputError
+from mlm.filling import Sentence, fill
+from mlm.tokenizer import train_tokenizer
 
 CPU = torch.device("cpu")
 FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
@@ -115,9 +115,7 @@ def test_saving_and_loading_changes_no_bit(tmp_path, make_model, tokenizer, tied
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert (again.head.decoder.weight is again.encoder.embeddings.token.weight) == tied
     assert same_tokenizer.get_vocab() == tokenizer.get_vocab()
-    assert [same_tokenizer.encode(text).ids for text in ODD_TEXTS] == [
-        tokenizer.encode(text).ids for text in ODD_TEXTS
-    ]
+    assert [same_tokenizer.encode(text).ids for text in ODD_TEXTS] == [tokenizer.encode(text).ids for text in ODD_TEXTS]
 
 
 def test_a_compiled_model_is_saved_under_the_same_names(tmp_path, directory, tiny, tokenizer):
@@ -160,9 +158,7 @@ def test_hugging_face_gives_the_same_attention_maps(directory, tiny, tokenizer):
         torch.testing.assert_close(layer, their_layer, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "sentence", ["the cat [MASK] the mouse", "[MASK] dog", "our [MASK] drives a [MASK] car"]
-)
+@pytest.mark.parametrize("sentence", ["the cat [MASK] the mouse", "[MASK] dog", "our [MASK] drives a [MASK] car"])
 def test_the_fill_mask_pipeline_says_the_same(trained, sentence):
     model, tokenizer = pretrained.load(trained / "model", CPU)
     theirs = pipeline("fill-mask", model=str(trained / "model"), top_k=5)(sentence)
@@ -196,9 +192,7 @@ def save_theirs(directory, lowercase=True, kind=BertForMaskedLM, shards=False, *
             parameter += 0.1 * torch.randn_like(parameter)
     theirs.save_pretrained(directory, **({"max_shard_size": "4KB"} if shards else {}))
     pieces = BertWordPieceTokenizer(vocabulary, lowercase=lowercase)
-    named = dict(
-        zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), special, strict=True)
-    )
+    named = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), special, strict=True))
     PreTrainedTokenizerFast(tokenizer_object=pieces._tokenizer, **named).save_pretrained(directory)
     return theirs
 
@@ -340,9 +334,7 @@ def test_a_config_that_is_not_berts_is_refused_by_field(directory, changes, frag
     refuse(directory, *fragments)
 
 
-@pytest.mark.parametrize(
-    "content", ["", "{", "[1, 2]", "null", '{"a": ' * 100_000, "9" * 10_000, "\ufeff\ufffd"]
-)
+@pytest.mark.parametrize("content", ["", "{", "[1, 2]", "null", '{"a": ' * 100_000, "9" * 10_000, "\ufeff\ufffd"])
 def test_a_config_that_is_no_json_object_is_refused(directory, content):
     (directory / "config.json").write_text(content, encoding="utf-8")
     refuse(directory, "config.json")

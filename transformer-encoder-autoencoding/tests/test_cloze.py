@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, normalizers
 
-from cli import InputError
-from corpus import MASK, Corpus
-from evaluation import Cloze, NeighbourBaseline, accuracy, ask, read_clozes, unigram_loss
+from mlm.cloze import Cloze, NeighbourBaseline, accuracy, ask, read_clozes, unigram_loss
+from mlm.common.errors import InputError
+from mlm.dataset import Corpus
+from mlm.tokenizer import MASK
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -195,9 +196,7 @@ def test_unigram_loss_is_that_of_the_frequencies_in_training(tokenizer):
     shares = [4 / total, 1 / total, 2 / total, 3 / total]  # the, mouse, chases, cat
     expected = -sum(math.log(share) for share in shares) / 4
     assert unigram_loss(training, held_out, size) == pytest.approx(expected)
-    uniform = Corpus.of(
-        [" ".join(np.random.default_rng(0).permutation(["cat", "dog", "the", "a"]))], tokenizer, 24
-    )
+    uniform = Corpus.of([" ".join(np.random.default_rng(0).permutation(["cat", "dog", "the", "a"]))], tokenizer, 24)
     assert unigram_loss(uniform, uniform, size) == pytest.approx(math.log((size - 5 + 4) / 2))
 
 

@@ -15,17 +15,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cli import InputError
-from corpus import (
-    IGNORE,
-    MASK,
-    SPECIAL_TOKENS,
-    Corpus,
-    SpecialIds,
-    corrupt,
-    train_tokenizer,
-)
-from reading import Text, chunks, draw_held_out, lines_of, numbered_lines, plain
+from masking import IGNORE, corrupt
+from mlm.common.errors import InputError
+from mlm.common.lines import draw_held_out, lines_of, numbered_lines, plain
+from mlm.dataset import Corpus
+from mlm.text import Text, chunks
+from mlm.tokenizer import MASK, SPECIAL_TOKENS, SpecialIds, train_tokenizer
 
 SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 VARIANTS = [f"sentence{space}{i}" for i in range(40) for space in (" ", "  ")]

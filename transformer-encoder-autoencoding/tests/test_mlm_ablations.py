@@ -18,9 +18,9 @@ from torch import nn
 import ablations
 import train_mlm
 from ablations import ABLATIONS, Job, experiment
-from corpus import IGNORE
-from laboratory import table, write_results
-from parallel import Team
+from masking import IGNORE
+from mlm.common.distributed import Team
+from mlm.common.experiments import table, write_results
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 EXAMPLE = re.search(r"```python\n(.*?@ablation.*?)```", README, re.DOTALL)[1]

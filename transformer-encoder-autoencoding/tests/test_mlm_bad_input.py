@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import fill_mask
-import pretrained
 import visualize_attention
-from cli import replacing
-from corpus import MASK, train_tokenizer
+from mlm import bert as pretrained
+from mlm.common.files import replacing
+from mlm.tokenizer import MASK, train_tokenizer
 
 GOOD = "the cat sat\nthe dog sat\na cat ran\n"
 CLOZES = b"sentence\tkey\tkind\n"
@@ -65,9 +65,7 @@ NO_DEVICE = "mps" if torch.cuda.is_available() else "cuda"
 
 def write(name, content):
     """A damage to a model directory: this file with this content."""
-    return lambda model: (model / name).write_bytes(
-        content if isinstance(content, bytes) else content.encode()
-    )
+    return lambda model: (model / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 def config(**changes):
@@ -149,9 +147,7 @@ MODELS = {  # name of the directory: what has been done to a sound one, what the
     "pickle": (pickled, "pytorch_model.bin is a pickle, which is never read; save as safetensors"),
     "pickle-renamed": (write("model.safetensors", pickle.dumps(Trap())), "model.safetensors: is damaged"),
     "index-out": (
-        write(
-            "model.safetensors.index.json", '{"weight_map": {"a": "../sound/model.safetensors", "b": "/"}}'
-        ),
+        write("model.safetensors.index.json", '{"weight_map": {"a": "../sound/model.safetensors", "b": "/"}}'),
         "is missing",
     ),
     "index-nul": (write("model.safetensors.index.json", r'{"weight_map": {"a": "x\u0000y"}}'), "is missing"),
@@ -190,8 +186,7 @@ MODELS = {  # name of the directory: what has been done to a sound one, what the
     "huge-shape": (
         write(
             "model.safetensors",
-            struct.pack("<Q", 65)
-            + b'{"a":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4]}}'[:65],
+            struct.pack("<Q", 65) + b'{"a":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4]}}'[:65],
         ),
         "is damaged",
     ),
@@ -219,9 +214,9 @@ MODELS = {  # name of the directory: what has been done to a sound one, what the
         "tokenizer.json: belongs to another model",
     ),
     "no-mask": (
-        lambda model: write(
-            "tokenizer.json", (model / "tokenizer.json").read_text().replace("[MASK]", "<mask>")
-        )(model),
+        lambda model: write("tokenizer.json", (model / "tokenizer.json").read_text().replace("[MASK]", "<mask>"))(
+            model
+        ),
         "tokenizer.json: the tokenizer has no [MASK]",
     ),
     "ids-outside": (tokenizer_json(post_processor=OUTSIDE), "tokenizer.json: belongs to another model"),
@@ -676,18 +671,14 @@ def test_before_the_first_training_the_remedy_is_named(script, tmp_path, monkeyp
         ("--corpus missing.txt --max-steps 3", "no such file"),
     ],
 )
-def test_a_run_that_fails_leaves_the_model_of_the_run_before(
-    script, place, tmp_path, monkeypatch, flags, reason
-):
+def test_a_run_that_fails_leaves_the_model_of_the_run_before(script, place, tmp_path, monkeypatch, flags, reason):
     monkeypatch.chdir(place)
     shutil.copytree("sound", tmp_path / "model")
     (tmp_path / "checkpoint.pt").write_bytes(b"damaged")
     before = snapshot(tmp_path / "model")
     if "10" in flags:  # as a rate that is far too high makes it
         corrupted = torch.nn.functional.cross_entropy
-        monkeypatch.setattr(
-            torch.nn.functional, "cross_entropy", lambda *a, **k: corrupted(*a, **k) * torch.nan
-        )
+        monkeypatch.setattr(torch.nn.functional, "cross_entropy", lambda *a, **k: corrupted(*a, **k) * torch.nan)
     status, _, stderr = script("train_mlm", "--output", tmp_path, "--device", "cpu", *flags.split())
     assert status == 2 and reason in stderr.splitlines()[-1].split("\r")[-1]
     assert "Traceback" not in stderr

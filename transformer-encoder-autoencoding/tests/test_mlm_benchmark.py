@@ -1,12 +1,12 @@
 """The benchmark measures what it says: the contestants do the same work, and the products are the model's."""
 
 import pytest
+import race
 import torch
 
 import benchmark
-import benchmark_filling
-import race
 from benchmark import HuggingFace, MatrixProducts, Ours, Plain
+from mlm import contestants as benchmark_filling
 
 SIZES = "--d-model 16 --n-heads 2 --d-ff 24 --n-layers 1 --tokenizer word --batch-tokens 2000"
 

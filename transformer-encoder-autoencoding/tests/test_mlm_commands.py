@@ -17,9 +17,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import pretrained
-from corpus import MASK, SPECIAL_TOKENS
-from filling import Sentence, fill, score
+from mlm import bert as pretrained
+from mlm.filling import Sentence, fill, score
+from mlm.tokenizer import MASK, SPECIAL_TOKENS
 
 FOLDER = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -140,9 +140,7 @@ def test_the_other_commands_use_the_folders_own_model(elsewhere, command):
     before = files_below(place)
     done = command("visualize_attention.py", cwd=place, folder=copy)
     assert done.returncode == 0, done.stderr
-    assert files_below(place) - before == {
-        f"copy/results/attention_{name}.png" for name in ("heatmap", "heads")
-    }
+    assert files_below(place) - before == {f"copy/results/attention_{name}.png" for name in ("heatmap", "heads")}
     done = command("fill_mask.py", f"the cat {MASK} the mouse", cwd=place, folder=copy)
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 6
 
@@ -175,7 +173,7 @@ def test_ctrl_c_keeps_what_was_learnt_and_resume_goes_on(tmp_path, folder, comma
 
 
 def test_the_first_signal_asks_to_stop_and_the_second_one_does_not_wait():
-    from cli import Interrupt
+    from mlm.common.command_line import Interrupt
 
     handlers = [(kind, signal.getsignal(kind)) for kind in (signal.SIGINT, signal.SIGTERM)]
     try:
@@ -377,9 +375,7 @@ def draw(script, trained, tmp_path):
 
     def run(*flags):
         output = tmp_path / "pictures"
-        status, out, stderr = script(
-            "visualize_attention", "--model", trained / "model", "--output", output, *flags
-        )
+        status, out, stderr = script("visualize_attention", "--model", trained / "model", "--output", output, *flags)
         assert status == 0, stderr
         names = ["attention_heads.png", "attention_heatmap.png"]
         assert sorted(path.name for path in output.iterdir()) == names

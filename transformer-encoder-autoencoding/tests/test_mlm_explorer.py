@@ -10,10 +10,10 @@ import pytest
 import torch
 from playwright.sync_api import sync_playwright
 
-import explorer
-import pretrained
-from corpus import MASK
-from filling import Sentence, fill
+from mlm import bert as pretrained
+from mlm.explorer import page as explorer
+from mlm.filling import Sentence, fill
+from mlm.tokenizer import MASK
 
 SENTENCE = f"the cat {MASK} the small zebra"
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"

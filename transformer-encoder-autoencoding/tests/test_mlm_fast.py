@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import fast
 from encoder import EncoderConfig, MaskedLanguageModel
-from fast import CpuFunctions, best_precision, byte_dropout, fast_training
+from mlm.common import fast_cpu as fast
+from mlm.common.fast_cpu import CpuFunctions, best_precision, byte_dropout, fast_training
 
 CPU = torch.device("cpu")
 
@@ -55,9 +55,7 @@ def test_a_model_computes_the_same(model, precision, tolerance):
         logits = model(IDS)
     torch.testing.assert_close(logits.float(), plain, rtol=tolerance, atol=tolerance)
     assert (precision == "bf16") == (not torch.allclose(logits.float(), plain, rtol=1e-6, atol=1e-6))
-    gradients = [
-        torch.autograd.grad(out.float().square().sum(), list(model.parameters())) for out in (plain, logits)
-    ]
+    gradients = [torch.autograd.grad(out.float().square().sum(), list(model.parameters())) for out in (plain, logits)]
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=2 * tolerance, atol=20 * tolerance)
 
@@ -110,9 +108,7 @@ def test_attention_stays_in_fp32_under_bf16():
     assert out.dtype == torch.float32
 
 
-@pytest.mark.parametrize(
-    "has, precision", [({"avx512_bf16": True}, "bf16"), ({"avx2": True}, "fp32"), ({}, "fp32")]
-)
+@pytest.mark.parametrize("has, precision", [({"avx512_bf16": True}, "bf16"), ({"avx2": True}, "fp32"), ({}, "fp32")])
 def test_precision_follows_the_processor(monkeypatch, has, precision):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
     assert best_precision(CPU) == precision

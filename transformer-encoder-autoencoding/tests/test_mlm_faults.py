@@ -13,11 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import checkpoint
 import train_mlm
-from cli import InputError, claimed
-from parallel import Team
-from training import Run
+from mlm.common import checkpoint
+from mlm.common.distributed import Team
+from mlm.common.errors import InputError
+from mlm.common.files import claimed
+from mlm.training import Run
 
 # saves after every update, so that a kill often hits a save
 EAGER = "import train_mlm, training; training.SAVE_SECONDS = 0; train_mlm.run(train_mlm.main)"
@@ -237,9 +238,7 @@ class AfterSteps:
         pass
 
 
-def test_an_interrupt_before_the_first_evaluation_leaves_the_model_of_before(
-    flags, tmp_path, script, monkeypatch
-):
+def test_an_interrupt_before_the_first_evaluation_leaves_the_model_of_before(flags, tmp_path, script, monkeypatch):
     out = tmp_path / "out"
     assert script("train_mlm", *flags(out))[0] == 0
     before = {path: path.read_bytes() for path in (out / "model").iterdir()}

@@ -12,12 +12,12 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-import pretrained
-from cli import InputError
-from corpus import MASK
-from evaluation import HEADER, NeighbourBaseline, read_clozes
-from filling import Sentence, fill, score
-from reading import lines_of
+from mlm import bert as pretrained
+from mlm.cloze import HEADER, NeighbourBaseline, read_clozes
+from mlm.common.errors import InputError
+from mlm.common.lines import lines_of
+from mlm.filling import Sentence, fill, score
+from mlm.tokenizer import MASK
 
 SIZES = {"d_model": 4, "n_layers": 1, "d_ff": 4, "max_length": 8}
 
@@ -122,9 +122,7 @@ def test_any_bytes_in_a_model_directory(directory, name, changes, kept):
     assert_refused_or_of_use(directory, name, edited(directory[1][name], changes, kept))
 
 
-lines = st.lists(
-    st.binary(max_size=12) | st.text(max_size=12).map(str.encode) | st.just("\t".join(HEADER).encode())
-)
+lines = st.lists(st.binary(max_size=12) | st.text(max_size=12).map(str.encode) | st.just("\t".join(HEADER).encode()))
 
 
 @short

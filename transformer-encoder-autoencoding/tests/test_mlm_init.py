@@ -5,7 +5,7 @@ import torch
 import transformers
 from tokenizers import BertWordPieceTokenizer
 
-import pretrained
+from mlm import bert as pretrained
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import train_mlm
-from cli import InputError
-from parallel import Team
+from mlm.common.distributed import Team
+from mlm.common.errors import InputError
 
 SCRIPT = Path(train_mlm.__file__)
 ACTING = """

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import checkpoint
 import train_mlm
-from cli import InputError
-from corpus import IGNORE, corrupt
-from parallel import Team
-from training import learning_rate
+from masking import IGNORE, corrupt
+from mlm.common import checkpoint
+from mlm.common.distributed import Team
+from mlm.common.errors import InputError
+from mlm.training import learning_rate
 
 CPU = torch.device("cpu")
 NEVER = SimpleNamespace(asked=False)
@@ -350,9 +350,7 @@ def test_a_damaged_checkpoint_is_refused(new_run, tmp_path, damage):
     run.train(NEVER)
     path = tmp_path / "checkpoint.pt"
     content = path.read_bytes()
-    path.write_bytes(
-        {"empty": b"", "truncated": content[:3000], "garbage": b"\x80\x02garbage."}.get(damage, b"")
-    )
+    path.write_bytes({"empty": b"", "truncated": content[:3000], "garbage": b"\x80\x02garbage."}.get(damage, b""))
     if damage == "another file":
         torch.save([torch.zeros(3)], path)
     with pytest.raises(InputError, match="is damaged") as error:
@@ -400,8 +398,7 @@ def test_no_held_out_sentence_counts_as_recalled(script, tmp_path, training, siz
     (tmp_path / "text.txt").write_text("\n".join(training), encoding="utf-8")
     (tmp_path / "held.txt").write_text(training[0], encoding="utf-8")
     tests = [
-        f"{line}\t{next(word for word in line.split() if line.split().count(word) == 1)}\tfact\n"
-        for line in training
+        f"{line}\t{next(word for word in line.split() if line.split().count(word) == 1)}\tfact\n" for line in training
     ]
     (tmp_path / "text.cloze.tsv").write_text("".join(tests), encoding="utf-8")
     flags = ["--corpus", tmp_path / "text.txt", "--held-out", tmp_path / "held.txt", "--max-steps", 1]

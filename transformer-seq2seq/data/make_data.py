@@ -72,15 +72,11 @@ def answers(all_facts: Rows, all_frames: Rows) -> tuple[list[Pair], list[Pair]]:
             for column, (frame_where, question, answer) in enumerate(frames):
                 slots = (question.count("{subject}"), answer.count("{subject}"), answer.count("{value}"))
                 if slots != (1, 1, 1) or "{value}" in question or answer != frames[0][2]:
-                    stop(
-                        frame_where, "needs {subject} once, {value} only in the answer, one answer a relation"
-                    )
+                    stop(frame_where, "needs {subject} once, {value} only in the answer, one answer a relation")
                 source = question.replace("{subject}", subject)
                 target = answer.replace("{subject}", subject).replace("{value}", value)
                 held = column == row % len(frames)
-                (held_out if held else train).append(
-                    Pair(source, target, "answer", f"{where}, {frame_where}")
-                )
+                (held_out if held else train).append(Pair(source, target, "answer", f"{where}, {frame_where}"))
     return train, held_out
 
 
@@ -126,9 +122,7 @@ def check(train: list[Pair], held_out: list[Pair]) -> None:
 
 
 def main() -> None:
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     facts = read_table("facts.tsv", "relation subject value")
     train, held_out = answers(facts, read_table("frames.tsv", "relation question answer"))
     nouns = read_table("rewrite_nouns.tsv", "role singular plural")

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForSeq2SeqLM
 
-import pretrained
-from cli import InputError
 from decoding import Sampler, batches_at_once, generate, generate_all, largest, likeliest
-from pairs import train_tokenizer
+from seq2seq import marian as pretrained
+from seq2seq.common.errors import InputError
+from seq2seq.tokenizer import train_tokenizer
 from transformer import Transformer, TransformerConfig
 
 few = settings(max_examples=25, deadline=None, database=None, derandomize=True)

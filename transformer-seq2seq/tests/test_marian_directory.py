@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianConfig, MarianMTModel
 
-import pretrained
-from cli import InputError
 from decoding import generate_all
-from pairs import train_tokenizer
+from seq2seq import marian as pretrained
+from seq2seq.common.errors import InputError
+from seq2seq.tokenizer import train_tokenizer
 
 CPU = torch.device("cpu")
 FILES = {
@@ -391,9 +391,7 @@ def test_weights_of_another_shape_are_refused(directory, name, shape):
 
 def test_keys_and_values_of_other_shapes_that_add_up_are_refused(directory):
     weights = load_file(directory / "model.safetensors")
-    save_file(
-        weights | {KEYS: torch.zeros(20, 16), VALUES: torch.zeros(12, 16)}, directory / "model.safetensors"
-    )
+    save_file(weights | {KEYS: torch.zeros(20, 16), VALUES: torch.zeros(12, 16)}, directory / "model.safetensors")
     refused(directory, "weights")
 
 

@@ -10,11 +10,11 @@ import sentencepiece
 import torch
 import transformers
 
-import pretrained
-from cli import InputError
 from decoding import generate
-from marian_tokenizer import MarianTokenizer
-from pairs import Pair, PairCorpus
+from seq2seq import marian as pretrained
+from seq2seq.common.errors import InputError
+from seq2seq.dataset import Pair, PairCorpus
+from seq2seq.marian_tokenizer import MarianTokenizer
 
 TEXTS = [
     "The capital of France is Paris",
@@ -33,9 +33,7 @@ def directory(tmp_path_factory, training):
     folder = tmp_path_factory.mktemp("opus")
     pieces = []
     for column, side in enumerate(("source", "target")):
-        lines = (folder / f"{side}.txt").write_text(
-            "\n".join(pair[column] for pair in training), encoding="utf-8"
-        )
+        lines = (folder / f"{side}.txt").write_text("\n".join(pair[column] for pair in training), encoding="utf-8")
         assert lines
         sentencepiece.SentencePieceTrainer.train(
             input=str(folder / f"{side}.txt"),
@@ -48,9 +46,7 @@ def directory(tmp_path_factory, training):
         model = sentencepiece.SentencePieceProcessor(model_file=str(folder / f"{side}.spm"))
         pieces += [model.id_to_piece(i) for i in range(3, model.get_piece_size())]
     tokens = dict.fromkeys(["</s>", "<unk>", ">>deu<<", *pieces, "<pad>"])
-    (folder / "vocab.json").write_text(
-        json.dumps({token: i for i, token in enumerate(tokens)}), encoding="utf-8"
-    )
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}), encoding="utf-8")
     config = transformers.MarianConfig(
         vocab_size=len(tokens),
         pad_token_id=len(tokens) - 1,
@@ -74,9 +70,7 @@ def directory(tmp_path_factory, training):
     model.final_logits_bias = torch.randn(1, len(tokens))
     model.generation_config.bad_words_ids = [[len(tokens) - 1]]
     model.save_pretrained(folder)
-    theirs = transformers.MarianTokenizer(
-        *(str(folder / name) for name in ("source.spm", "target.spm", "vocab.json"))
-    )
+    theirs = transformers.MarianTokenizer(*(str(folder / name) for name in ("source.spm", "target.spm", "vocab.json")))
     theirs.save_pretrained(folder)
     return folder
 
@@ -95,18 +89,14 @@ def test_source_and_target_ids_and_decoded_text_equal_hugging_faces(directory):
 def test_offsets_point_at_unknown_words(directory):
     tokenizer = MarianTokenizer(directory)
     encoding = tokenizer.encode("The Ж cook")
-    unknown = [
-        span for span, i in zip(encoding.offsets, encoding.ids, strict=True) if i == tokenizer.ids["<unk>"]
-    ]
+    unknown = [span for span, i in zip(encoding.offsets, encoding.ids, strict=True) if i == tokenizer.ids["<unk>"]]
     assert ["The Ж cook"[start:end] for start, end in unknown] == ["Ж"]
 
 
 def test_logits_and_generated_tokens_equal_hugging_faces(directory):
     model = pretrained.load(directory, torch.device("cpu"))[0]
     theirs = transformers.MarianMTModel.from_pretrained(directory).eval()
-    batch = transformers.MarianTokenizer.from_pretrained(directory)(
-        TEXTS[:5], padding=True, return_tensors="pt"
-    )
+    batch = transformers.MarianTokenizer.from_pretrained(directory)(TEXTS[:5], padding=True, return_tensors="pt")
     target = torch.randint(0, model.config.vocab_size - 1, (5, 7), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = theirs(**batch, decoder_input_ids=target).logits
@@ -126,14 +116,10 @@ def test_targets_are_tokenized_by_the_target_model(directory):
     assert corpus.target.ids.tolist() == tokenizer.encode_targets(["The child eats"])[0].ids
 
 
-def test_the_commands_take_it_and_training_goes_on_from_it(
-    directory, script, tmp_path, training, write_pairs
-):
+def test_the_commands_take_it_and_training_goes_on_from_it(directory, script, tmp_path, training, write_pairs):
     status, out, _ = script("inference", "--model", directory, "--max-length", 5, "The cook")
     assert status == 0 and out.startswith("Input : The cook\nOutput: ")
-    status, _, err = script(
-        "visualize_attention", "--model", directory, "--output", tmp_path / "maps", "The cook"
-    )
+    status, _, err = script("visualize_attention", "--model", directory, "--output", tmp_path / "maps", "The cook")
     assert (status, err, len(list((tmp_path / "maps").iterdir()))) == (0, "", 3)
     flags = "--html", "--model", directory, "--output", tmp_path / "page", "The cook"
     assert script("visualize_attention", *flags)[::2] == (0, "")

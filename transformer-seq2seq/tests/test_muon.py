@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from muon import Muon, orthogonalise
+from seq2seq.muon import Muon, orthogonalise
 
 
 def matrices(shapes, seed=0):

@@ -12,17 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cli import InputError
-from pairs import (
-    EOS,
-    IGNORE,
-    PAD,
-    UNK,
-    PairCorpus,
-    to_text,
-    train_tokenizer,
-)
-from reading import Pair, PairFile, Pairs, chunks, decode_lines, draw_held_out, read_pairs
+from seq2seq.common.errors import InputError
+from seq2seq.common.lines import decode_lines, draw_held_out
+from seq2seq.dataset import PairCorpus
+from seq2seq.pairs import Pair, PairFile, Pairs, chunks, read_pairs
+from seq2seq.tokenizer import EOS, IGNORE, PAD, UNK, to_text, train_tokenizer
 
 few = settings(max_examples=60, deadline=None, database=None, derandomize=True)
 
@@ -216,9 +210,7 @@ def test_training_leaves_out_what_the_held_out_file_asks(tmp_path, capsys):
 
 
 def test_a_vocabulary_is_learnt_from_an_evenly_spread_part_of_many_pairs(tmp_path, monkeypatch):
-    pairs = Pairs(
-        [write(tmp_path / "1.tsv", [(f"{i:02}", f"{i:02}") for i in range(100)])], None, (None, None), 0
-    )
+    pairs = Pairs([write(tmp_path / "1.tsv", [(f"{i:02}", f"{i:02}") for i in range(100)])], None, (None, None), 0)
     for most, step in ((600, 1), (599, 2), (80, 8)):
         monkeypatch.setattr("reading.SAMPLE", most)
         expected = [f"{i:02}" for i in range(0, 100, step) for _ in "st"]
@@ -286,9 +278,9 @@ AWKWARD = [
     "$5",
     "?!",
 ]
-TEXTS = st.lists(
-    st.one_of(st.text(VISIBLE, max_size=8), st.sampled_from(AWKWARD)), min_size=1, max_size=6
-).map(lambda words: tidy(" ".join(words)))
+TEXTS = st.lists(st.one_of(st.text(VISIBLE, max_size=8), st.sampled_from(AWKWARD)), min_size=1, max_size=6).map(
+    lambda words: tidy(" ".join(words))
+)
 
 
 def test_bpe_learns_from_an_endless_word_in_pieces():
@@ -390,18 +382,13 @@ def corpus_of(tokenizer, pairs, max_length=100):
 
 def varied(tokenizer, n, seed=0):
     rng = np.random.default_rng(seed)
-    return corpus_of(
-        tokenizer, [("cook " * rng.integers(1, 30), "the " * rng.integers(1, 30)) for _ in range(n)]
-    )
+    return corpus_of(tokenizer, [("cook " * rng.integers(1, 30), "the " * rng.integers(1, 30)) for _ in range(n)])
 
 
 def test_a_batch_holds_shifted_targets_and_labels(tokenizer):
     corpus = corpus_of(tokenizer, [("The cook eats", "The child"), ("The", "Rome is the capital")])
     batch, pad = corpus.batch(np.array([1, 0])), tokenizer.token_to_id(PAD)
-    ids = {
-        text: tokenizer.encode(text).ids
-        for text in ("The cook eats", "The child", "The", "Rome is the capital")
-    }
+    ids = {text: tokenizer.encode(text).ids for text in ("The cook eats", "The child", "The", "Rome is the capital")}
     long, short = ids["Rome is the capital"], ids["The child"]
     assert batch.source.tolist() == [[*ids["The"], pad, pad], ids["The cook eats"]]
     assert batch.labels.tolist() == [long, [*short, IGNORE, IGNORE]]

@@ -16,14 +16,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import store
 import train
-from cli import InputError
-from evaluation import MOST_COMPARED
-from pairs import IGNORE, PairCorpus, tokenize
-from parallel import Team
-from reading import Pairs
-from store import Plan, Sequences, Store, Writer, gathered, mapped
+from seq2seq.common import token_store as store
+from seq2seq.common.batching import Plan
+from seq2seq.common.distributed import Team
+from seq2seq.common.errors import InputError
+from seq2seq.common.token_store import Sequences, Store, Writer, gathered, mapped
+from seq2seq.dataset import PairCorpus, tokenize
+from seq2seq.metrics import MOST_COMPARED
+from seq2seq.pairs import Pairs
+from seq2seq.tokenizer import IGNORE
 
 FOLDER = Path(train.__file__).parent
 CPU = torch.device("cpu")
@@ -61,16 +63,12 @@ LENGTHS = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1
 def test_a_corpus_of_one_block_is_planned_as_a_whole(lengths, batch_tokens, seed):
     for sides in ([sequences(side) for side in zip(*lengths, strict=True)], [sequences(lengths[0])]):
         plan = Plan(sides, batch_tokens, [seed, 3])
-        assert [batch.tolist() for batch in plan] == greedy(
-            sides, batch_tokens, np.random.default_rng([seed, 3])
-        )
+        assert [batch.tolist() for batch in plan] == greedy(sides, batch_tokens, np.random.default_rng([seed, 3]))
 
 
 @properties
 @given(LENGTHS, st.integers(1, 150), st.integers(0, 1000), st.integers(1, 4), st.integers(1, 5))
-def test_a_plan_in_blocks_takes_all_once_and_is_the_same_from_any_position(
-    lengths, batch_tokens, seed, chunk, chunks
-):
+def test_a_plan_in_blocks_takes_all_once_and_is_the_same_from_any_position(lengths, batch_tokens, seed, chunk, chunks):
     sides = [sequences(side) for side in zip(*lengths, strict=True)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store, "CHUNK", chunk)
@@ -427,9 +425,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, sizes, training):
                 text=True,
             )
             assert done.returncode == 0, done.stderr
-            figures = dict(
-                line.split() for line in done.stdout.splitlines() if line[:5] in ("first", "peak ")
-            )
+            figures = dict(line.split() for line in done.stdout.splitlines() if line[:5] in ("first", "peak "))
             first, peak = float(figures["first"]), float(figures["peak"])
             measured[lines, state] = peak
             print(f"{lines:12,} lines, {state}: first step after {first:.1f} s, peak {peak:.0f} MiB")

@@ -19,9 +19,9 @@ import ablations
 import train
 from ablations import ABLATIONS, Job, experiment
 from decoding import generate
-from laboratory import table, write_results
-from pairs import IGNORE
-from parallel import Team
+from seq2seq.common.distributed import Team
+from seq2seq.common.experiments import table, write_results
+from seq2seq.tokenizer import IGNORE
 from transformer import Attentions
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")

@@ -17,9 +17,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import pretrained
-from cli import replacing
-from pairs import train_tokenizer
+from seq2seq import marian as pretrained
+from seq2seq.common.files import replacing
+from seq2seq.tokenizer import train_tokenizer
 
 GOOD = b"a b\tb a\nc d\td c\ne f\tf e\n"
 FILES = {  # what the folder of the cases holds
@@ -66,9 +66,7 @@ NO_DEVICE = "mps" if torch.cuda.is_available() else "cuda"
 
 def write(name, content):
     """A damage to a model directory: this file with this content."""
-    return lambda model: (model / name).write_bytes(
-        content if isinstance(content, bytes) else content.encode()
-    )
+    return lambda model: (model / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 def config(**changes):
@@ -150,9 +148,7 @@ MODELS = {  # name of the directory: what has been done to a sound one, what the
     "pickle": (pickled, "pytorch_model.bin is a pickle, which is never read; save as safetensors"),
     "pickle-renamed": (write("model.safetensors", pickle.dumps(Trap())), "model.safetensors: is damaged"),
     "index-out": (
-        write(
-            "model.safetensors.index.json", '{"weight_map": {"a": "../sound/model.safetensors", "b": "/"}}'
-        ),
+        write("model.safetensors.index.json", '{"weight_map": {"a": "../sound/model.safetensors", "b": "/"}}'),
         "is missing",
     ),
     "index-nul": (write("model.safetensors.index.json", r'{"weight_map": {"a": "x\u0000y"}}'), "is missing"),
@@ -196,8 +192,7 @@ MODELS = {  # name of the directory: what has been done to a sound one, what the
     "huge-shape": (
         write(
             "model.safetensors",
-            struct.pack("<Q", 65)
-            + b'{"a":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4]}}'[:65],
+            struct.pack("<Q", 65) + b'{"a":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4]}}'[:65],
         ),
         "is damaged",
     ),
@@ -672,12 +667,8 @@ def test_a_model_that_does_not_fit_into_memory_is_refused(run, place):
     assert snapshot(place) == before
 
 
-@pytest.mark.parametrize(
-    "flags", [["--pairs", "latin1.tsv"], ["--pairs", "good.tsv", "--learning-rate", "0"]]
-)
-def test_the_model_that_was_there_survives_a_failing_run(
-    script, place, trained, monkeypatch, tmp_path, flags
-):
+@pytest.mark.parametrize("flags", [["--pairs", "latin1.tsv"], ["--pairs", "good.tsv", "--learning-rate", "0"]])
+def test_the_model_that_was_there_survives_a_failing_run(script, place, trained, monkeypatch, tmp_path, flags):
     shutil.copytree(trained, tmp_path / "out")
     monkeypatch.chdir(place)
     before = snapshot(tmp_path)
@@ -685,9 +676,7 @@ def test_the_model_that_was_there_survives_a_failing_run(
     assert snapshot(tmp_path) == before
 
 
-def test_the_model_that_was_there_survives_a_run_whose_loss_is_no_number(
-    script, place, trained, monkeypatch, tmp_path
-):
+def test_the_model_that_was_there_survives_a_run_whose_loss_is_no_number(script, place, trained, monkeypatch, tmp_path):
     shutil.copytree(trained, tmp_path / "out")
     before = snapshot(tmp_path / "out" / "model"), snapshot(tmp_path / "out" / "samples")
     monkeypatch.setattr("training.token_losses", lambda states, *_: (states.sum() * torch.nan,) * 2)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import benchmark
-import benchmark_generation
 from benchmark import HuggingFace, MatrixProducts, Ours, Plain
-from benchmark_generation import Task
+from seq2seq import contestants as benchmark_generation
+from seq2seq.contestants import Task
 
 SIZES = "--d-model 16 --n-heads 2 --d-ff 24 --n-layers 1 --tokenizer word --batch-tokens 2000 --dropout 0"
 

@@ -16,9 +16,9 @@ import pytest
 import torch
 from tqdm import tqdm
 
-import pretrained
 from inference import output_to
-from pairs import UNK
+from seq2seq import marian as pretrained
+from seq2seq.tokenizer import UNK
 
 FOLDER = Path(__file__).parent.parent
 MODEL_FILES = {
@@ -195,9 +195,7 @@ def test_n_best_gives_distinct_outputs_best_first(ask):
 
 def test_length_penalty_favours_longer_outputs(ask):
     def length(penalty):
-        (record,) = map(
-            json.loads, ask("--json", "--beam", 8, "--length-penalty", penalty, "Good").splitlines()
-        )
+        (record,) = map(json.loads, ask("--json", "--beam", 8, "--length-penalty", penalty, "Good").splitlines())
         return len(record["outputs"][0]["text"].split())
 
     assert length(-10) < length(10)
@@ -205,9 +203,7 @@ def test_length_penalty_favours_longer_outputs(ask):
 
 def test_sampling_repeats_with_its_seed(ask):
     def sample(seed, *flags):
-        return ask(
-            "--sample", "--temperature", 3, "--n-best", 4, "--seed", seed, *flags, "Good morning", "Rome"
-        )
+        return ask("--sample", "--temperature", 3, "--n-best", 4, "--seed", seed, *flags, "Good morning", "Rome")
 
     assert sample(1) == sample(1) != sample(2)
     assert len(set(sample(1).splitlines())) > 5
@@ -312,9 +308,7 @@ def test_a_layer_and_head_are_chosen(script, trained, tmp_path):
     drawn = {}
     for flags in [(), ("--layer", 1, "--head", 1), ("--head", 2)]:
         out = tmp_path / str(len(drawn))
-        status, *_ = script(
-            "visualize_attention", "--model", trained / "model", "--output", out, *flags, "Rome?"
-        )
+        status, *_ = script("visualize_attention", "--model", trained / "model", "--output", out, *flags, "Rome?")
         assert status == 0
         drawn[flags] = (out / "attention_heatmap.png").read_bytes()
     assert len(set(drawn.values())) == 3
@@ -340,9 +334,7 @@ def test_an_output_that_fills_all_positions_is_drawn(script, tmp_path, make_mode
     with torch.no_grad():
         model.output_bias[0] = -100  # </s> never comes
     pretrained.save(tmp_path / "model", model, tokenizer)
-    status, *_ = script(
-        "visualize_attention", "--model", tmp_path / "model", "--output", tmp_path, "Good morning"
-    )
+    status, *_ = script("visualize_attention", "--model", tmp_path / "model", "--output", tmp_path, "Good morning")
     assert status == 0 and files_in(tmp_path) >= PICTURES
 
 
@@ -367,9 +359,7 @@ def test_help_names_every_flag(script, name):
 
 def test_the_folder_runs_alone_in_another_place(tmp_path, command, trained):
     alone = tmp_path / "another place" / "copy"
-    ignore = shutil.ignore_patterns(
-        "model", "tests", "__pycache__", "checkpoint*.pt", "samples", "tokens", ".*"
-    )
+    ignore = shutil.ignore_patterns("model", "tests", "__pycache__", "checkpoint*.pt", "samples", "tokens", ".*")
     shutil.copytree(FOLDER, alone, ignore=ignore)
     shutil.copytree(trained / "model", alone / "model")
     done = command("inference.py", "Good morning", cwd=tmp_path, folder=alone)
@@ -398,7 +388,7 @@ def test_the_folder_runs_alone_in_another_place(tmp_path, command, trained):
 
 
 def test_the_bundled_pairs_are_sound(capsys):
-    from reading import read_pairs
+    from seq2seq.pairs import read_pairs
 
     training, held_out = (read_pairs(FOLDER / "data" / f"{name}.tsv") for name in ("train", "held_out"))
     assert capsys.readouterr().err == ""

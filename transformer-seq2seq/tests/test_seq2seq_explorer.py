@@ -11,9 +11,9 @@ import pytest
 import torch
 from playwright.sync_api import sync_playwright
 
-import explorer
-import pretrained
 from decoding import generate
+from seq2seq import marian as pretrained
+from seq2seq.explorer import page as explorer
 from transformer import Attentions
 
 PROMPT = "The zebra bakes the bread"
@@ -162,10 +162,7 @@ def test_every_weight_shown_is_the_models(opened, written, exact, kind):
         bits = texts(page, ".head span")
     asked = ["The", "<unk>", *PROMPT.split()[2:], "</s>"]
     read = ["start", *exact.words[:-1]]
-    assert (
-        words
-        == {"cross": (exact.words, asked), "decoder": (exact.words, read), "encoder": (asked, asked)}[kind]
-    )
+    assert words == {"cross": (exact.words, asked), "decoder": (exact.words, read), "encoder": (asked, asked)}[kind]
     n_layers, n_heads = weights.shape[:2]
     for i, figures in enumerate(shown):
         layer, head = divmod(i, n_heads + 1)
@@ -231,9 +228,7 @@ def test_each_step_shows_what_is_written_and_the_likeliest_next_words(opened, wr
             assert texts(page, "#to .word:not(.later) bdi") == ["start", *exact.words][:step]
             if step < len(exact.words):  # the newest word is chosen
                 figures = [float(figure) for figure in texts(page, "#to .word:not(.later) .figure")]
-                assert figures == pytest.approx(
-                    exact.decoder.mean((0, 1))[step - 1, :step].tolist(), abs=6e-4
-                )
+                assert figures == pytest.approx(exact.decoder.mean((0, 1))[step - 1, :step].tolist(), abs=6e-4)
 
 
 def test_the_triangle_grows(opened, written, exact):

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import fast
-from fast import CHUNK, SHORT, CpuFunctions, best_precision, byte_dropout, fast_training, token_losses
+from seq2seq.common import fast_cpu as fast
+from seq2seq.common.fast_cpu import SHORT, CpuFunctions, best_precision, byte_dropout, fast_training
+from seq2seq.loss import CHUNK, token_losses
 from transformer import Transformer, TransformerConfig, causal_mask, padding_mask
 
 CPU = torch.device("cpu")
@@ -161,9 +162,7 @@ def test_attention_is_pytorchs_in_fp32_at_any_length(length, kind):
     torch.testing.assert_close(out, results[0][0], rtol=1e-4, atol=1e-4)  # bfloat16 would be off by 1e-2
 
 
-@pytest.mark.parametrize(
-    "has, precision", [({"avx512_bf16": True}, "bf16"), ({"avx2": True}, "fp32"), ({}, "fp32")]
-)
+@pytest.mark.parametrize("has, precision", [({"avx512_bf16": True}, "bf16"), ({"avx2": True}, "fp32"), ({}, "fp32")])
 def test_precision_follows_the_processor(monkeypatch, has, precision):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
     assert best_precision(CPU) == precision

@@ -13,11 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import checkpoint
 import train
-from cli import InputError, claimed
-from parallel import Team
-from training import Run
+from seq2seq.common import checkpoint
+from seq2seq.common.distributed import Team
+from seq2seq.common.errors import InputError
+from seq2seq.common.files import claimed
+from seq2seq.training import Run
 
 # saves after every update, so that a kill often hits a save
 EAGER = "import train, training; training.SAVE_SECONDS = 0; train.run(train.main)"
@@ -235,9 +236,7 @@ class AfterSteps:
         pass
 
 
-def test_an_interrupt_before_the_first_evaluation_leaves_the_model_of_before(
-    flags, tmp_path, script, monkeypatch
-):
+def test_an_interrupt_before_the_first_evaluation_leaves_the_model_of_before(flags, tmp_path, script, monkeypatch):
     out = tmp_path / "out"
     assert script("train", *flags(out))[0] == 0
     before = {path: path.read_bytes() for path in (out / "model").iterdir()}

@@ -14,12 +14,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import pretrained
-from cli import InputError
 from inference import decoder
-from pairs import to_text
-from prompts import encode
-from reading import read_pairs
+from seq2seq import marian as pretrained
+from seq2seq.common.errors import InputError
+from seq2seq.generation import encode
+from seq2seq.pairs import read_pairs
+from seq2seq.tokenizer import to_text
 
 SIZES = {"d_model": 4, "n_encoder_layers": 1, "n_decoder_layers": 1, "d_ff": 4}
 FLAGS = {"max_length": 3, "batch_size": 2, "length_penalty": 1.0, "n_best": 1, "seed": 0}

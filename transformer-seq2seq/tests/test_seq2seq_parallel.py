@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import train
-from cli import InputError
-from parallel import Team
+from seq2seq.common.distributed import Team
+from seq2seq.common.errors import InputError
 
 SCRIPT = Path(train.__file__)
 ACTING = """

@@ -9,15 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import checkpoint
 import train
-from checkpoint import Progress
-from cli import InputError
-from evaluation import exact_match
-from pairs import IGNORE
-from parallel import Team
-from reading import Pair
-from training import learning_rate, within_chance
+from seq2seq.common import checkpoint
+from seq2seq.common.checkpoint import Progress
+from seq2seq.common.distributed import Team
+from seq2seq.common.errors import InputError
+from seq2seq.metrics import exact_match
+from seq2seq.pairs import Pair
+from seq2seq.tokenizer import IGNORE
+from seq2seq.training import learning_rate, within_chance
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fast import token_losses
+from seq2seq.loss import token_losses
 from transformer import (
     NEVER,
     Attentions,
@@ -158,9 +158,7 @@ def test_decoder_equals_pytorchs_layers(make_model, activation):
     source, target = sentences(7, 4, 1), torch.cat([torch.full((3, 1), PAD), sentences(5, 5, 5)], dim=1)
     memory, x = model.encode(source)[0], model.embeddings(target)
     for theirs in reference_stack(model.decoder, model.config, nn.TransformerDecoderLayer):
-        x = theirs(
-            x, memory, tgt_mask=~causal_mask(target.size(1))[0, 0], memory_key_padding_mask=source == PAD
-        )
+        x = theirs(x, memory, tgt_mask=~causal_mask(target.size(1))[0, 0], memory_key_padding_mask=source == PAD)
     expected = x @ model.embeddings.token.weight.T + model.output_bias
     close(model(source, target), expected)
 

@@ -1,0 +1,270 @@
+"""Ablations: the default model trained again without one mechanism at a time, each run in a process of its own,
+then compared in a table and in small pictures beside the default's.
+
+A result is a dict: the fields of the run's Job, a number for every measure, `stopped` (the step at which the
+loss was no longer finite, else None), and `curve`, a list of points {"epoch": ..., measure: ...}.
+"""
+
+import argparse
+import json
+import multiprocessing
+import signal
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import compress
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from .command_line import Interrupt, Parser, int_in, pick_device
+from .errors import InputError
+from .files import make_output_folder, write_text
+
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: an ablation, by name, and a seed."""
+
+    name: str
+    seed: int
+    epochs: int
+    device: str
+
+
+Work = Callable[[Job, Callable[[], None]], dict]  # (job, to be called after each of its epochs) -> its result
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What is taken out, what was predicted before it was tried, and the function that does it to a trainer
+    that has not begun."""
+
+    removes: str
+    prediction: str
+    apply: Callable[[Any], None]
+
+
+@dataclass
+class Study:
+    """A set of ablations and how they are measured.
+
+    measures: key of a result -> head of its column, format of its numbers. above, below: what the pictures
+    show, (key of the curves' points, label); what is below is a share. remark: text to add to an ablation's
+    line in the table's notes, from one of its results.
+    """
+
+    epochs: int
+    seeds: int
+    measures: dict[str, tuple[str, str]]
+    legend: str
+    above: tuple[str, str]
+    below: tuple[str, str]
+    output: Path
+    remark: Callable[[dict], str] = lambda result: ""
+    ablations: dict[str, Ablation] = field(default_factory=dict)
+
+    def ablation(self, prediction: str) -> Callable:
+        """Make an ablation of the function below: its name is the ablation's, its docstring what it removes."""
+
+        def add(apply: Callable[[Any], None]) -> Callable[[Any], None]:
+            removes = " ".join(apply.__doc__.split())
+            self.ablations[apply.__name__.replace("_", "-")] = Ablation(removes, prediction, apply)
+            return apply
+
+        return add
+
+    def parse_args(self, description: str | None, flags: list[str] | None = None) -> argparse.Namespace:
+        """Parse the flags of ablations.py."""
+        parser = Parser(description)
+        add = parser.add_argument
+        add("names", nargs="*", metavar="NAME", help="which to run (default: all)")
+        add("--list", action="store_true", help="print what each takes out and was predicted to do")
+        add("--seeds", type=int_in(1, 1000), default=self.seeds, help="runs of each, with the seeds 0, 1, ...")
+        add("--epochs", type=int_in(1, 100_000), default=self.epochs, help="passes over the training text")
+        add("--resume", action="store_true", help="keep the finished runs in --output, and do the others")
+        add("--output", type=Path, default=self.output, metavar="DIR", help="where to write")
+        parser.add_device()
+        args = parser.parse_args(flags)
+        for name in args.names:
+            if name not in self.ablations:
+                parser.error(f"no ablation is called {name!r}; there are {', '.join(self.ablations)}")
+        return args
+
+    def main(self, description: str | None, work: Work) -> None:
+        """Do the runs that the command line asks for; write each result as it comes, then table and picture."""
+        args = self.parse_args(description)
+        if args.list:
+            for name, entry in self.ablations.items():
+                print(f"{name}\n    takes out: {entry.removes}\n    predicted: {entry.prediction}")
+            return
+        device = pick_device(args.device).type
+        names = list(dict.fromkeys([DEFAULT, *(args.names or self.ablations)]))
+        jobs = [Job(name, seed, args.epochs, device) for seed in range(args.seeds) for name in names]
+        make_output_folder(args.output)
+        path = args.output / "ablations.jsonl"
+        results, others = read_results(path, jobs, self.measures) if args.resume else ([], [])
+        path.touch()  # a file that cannot be written is found now, not after the first run
+        finished = {(result["name"], result["seed"]) for result in results}
+        missing = [job for job in jobs if (job.name, job.seed) not in finished]
+        with tqdm(total=args.epochs * len(missing), unit="epoch", dynamic_ncols=True) as bar:
+            for result in run_in_processes(work, missing, torch.get_num_threads(), bar.update):
+                results = sorted([*results, result], key=lambda r: (names.index(r["name"]), r["seed"]))
+                write_results([*others, *results], path)
+                shown = ", ".join(f"{head} {result[key]:{form}}" for key, (head, form) in self.measures.items())
+                bar.write(f"{result['name']}, seed {result['seed']}: {shown}")
+        if results:
+            self.write(results, args)
+            print(f"\n{table(results, self.measures)}")
+        if len(results) < len(jobs):
+            raise KeyboardInterrupt(
+                f"interrupted; {len(results)} of {len(jobs)} runs are finished; resume with --resume"
+            )
+
+    def write(self, results: list[dict], args: argparse.Namespace) -> None:
+        """Write the table, and the picture if the default is there to compare with."""
+        command = " ".join([f"python3 {Path(sys.argv[0]).name}", *args.names])
+        for name, value, usual in (("seeds", args.seeds, self.seeds), ("epochs", args.epochs, self.epochs)):
+            command += f" --{name} {value}" if value != usual else ""
+        text = f"`{command}`\n\n{table(results, self.measures)}\n\n{self.legend}\n\n"
+        for result in {result["name"]: result for result in reversed(results)}.values():
+            entry = self.ablations[result["name"]]
+            text += f"- **{result['name']}** takes out: {entry.removes} Predicted: {entry.prediction}"
+            text += f"{self.remark(result)}\n"
+        write_text(args.output / "ablations.md", text)
+        if {DEFAULT} < {result["name"] for result in results}:
+            draw_results(results, self.above, self.below, args.output / "ablations.png")
+
+
+def serve(work: Work, parent: Connection) -> None:
+    """Do the jobs that the parent process sends, until it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; the parent decides
+    try:
+        while True:
+            parent.send(work(parent.recv(), lambda: parent.send(None)))
+    except (EOFError, ConnectionError):  # the parent is gone
+        return
+
+
+def run_in_processes(work: Work, jobs: list[Job], n_processes: int, part_done: Callable[[], Any]) -> Iterator[dict]:
+    """Yield the results of all jobs as they come; after an interrupt, only of those that are finished.
+
+    No process outlives the last result.
+    """
+    context = multiprocessing.get_context("spawn")
+    waiting, processes = list(reversed(jobs)), {}
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the processes inherit
+    try:
+        for _ in range(min(n_processes, len(jobs))):
+            ours, theirs = context.Pipe()
+            processes[ours] = context.Process(target=serve, args=(work, theirs), daemon=True)
+            processes[ours].start()
+            theirs.close()
+            ours.send(waiting.pop())
+        signal.signal(signal.SIGINT, before)
+        interrupt, missing = Interrupt(), len(jobs)
+        while missing and not interrupt.requested:
+            for connection in wait(list(processes), timeout=0.2):
+                try:
+                    result = connection.recv()
+                except (EOFError, ConnectionError):
+                    raise InputError("a process ended before its run did; its message stands above") from None
+                if result is None:
+                    part_done()
+                    continue
+                missing -= 1
+                if waiting:
+                    connection.send(waiting.pop())
+                yield result
+    finally:
+        for connection in processes:
+            connection.close()  # a process ends when it next has something to send
+        for process in processes.values():
+            process.join()
+
+
+def write_results(results: list[dict], path: Path) -> None:
+    """Write a line of JSON for each result, all or nothing."""
+    write_text(path, "".join(json.dumps(result) + "\n" for result in results))
+
+
+def read_results(path: Path, jobs: list[Job], measures: Iterable[str]) -> tuple[list[dict], list[dict]]:
+    """Read finished results, and part those of these jobs from the others."""
+    if not path.is_file():
+        raise InputError(f"{path}: no finished runs to resume; run without --resume first")
+    try:
+        results = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        wanted, needed = [vars(job) for job in jobs], {"stopped", "curve", *measures}
+        if any(needed - result.keys() for result in results):
+            raise KeyError
+        asked = [{name: result[name] for name in wanted[0]} in wanted for result in results]
+        return list(compress(results, asked)), [r for r, mine in zip(results, asked, strict=True) if not mine]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise InputError(f"{path}: is damaged; run without --resume") from None
+
+
+def table(results: list[dict], measures: dict[str, tuple[str, str]]) -> str:
+    """Return a Markdown table with a row for each name: the mean of every measure over the seeds and, in
+    brackets, its range."""
+    rows = [["", *(head for head, _ in measures.values()), "seeds"]]
+    for name in dict.fromkeys(result["name"] for result in results):
+        of_name = [result for result in results if result["name"] == name]
+        cells = [name]
+        for measure, (_, form) in measures.items():
+            values = [result[measure] for result in of_name]
+            low, mean, high = (f"{f(values):{form}}" for f in (min, statistics.fmean, max))
+            cells.append(f"{mean} ({low} to {high})" if low != high else mean)
+        diverged = sum(result["stopped"] is not None for result in of_name)
+        rows.append([*cells, f"{len(of_name)}" + f", {diverged} diverged" * (diverged > 0)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * width for width in widths])
+    lines = (" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def draw_results(results: list[dict], above: tuple[str, str], below: tuple[str, str], path: Path) -> None:
+    """Draw two small panels for every ablation, one above the other: the mean and the range over the seeds of
+    a measure along the epochs, beside the default's."""
+    from .plots import COLOURS, plt, save_figure  # matplotlib takes a while to import
+
+    curves: dict[str, list] = {}
+    for result in results:
+        curves.setdefault(result["name"], []).append(result["curve"])
+    names = [name for name in curves if name != DEFAULT]
+    n_columns = min(4, len(names))
+    n_rows = -(-len(names) // n_columns)
+    size = 2.7 * n_columns + 1.5, 3.4 * n_rows + 0.5
+    figure, grid = plt.subplots(2 * n_rows, n_columns, figsize=size, layout="constrained", squeeze=False)
+    highest = max(point[above[0]] for of_name in curves.values() for curve in of_name for point in curve)
+    for place in range(n_rows * n_columns):
+        row, column = divmod(place, n_columns)
+        for (measure, label), axes in zip((above, below), grid[2 * row : 2 * row + 2, column], strict=True):
+            if place >= len(names):
+                axes.set_axis_off()
+                continue
+            for name, colour, line in ((DEFAULT, "#767676", "--"), (names[place], COLOURS[0], "-")):
+                length = min(map(len, curves[name]))
+                values = np.array([[point[measure] for point in curve[:length]] for curve in curves[name]])
+                epochs = [point["epoch"] for point in curves[name][0][:length]]
+                axes.plot(epochs, values.mean(axis=0), line, color=colour)
+                lowest_and_highest = values.min(axis=0), values.max(axis=0)
+                axes.fill_between(epochs, *lowest_and_highest, color=colour, alpha=0.2, lw=0)
+            axes.grid(alpha=0.3)
+            axes.set_ylabel("" if column else label)
+            if measure == above[0]:
+                axes.set_title(names[place], fontweight="bold")
+                axes.set(ylim=(0, 1.05 * highest), xticklabels=[])
+            else:
+                axes.set(ylim=(0, 1.05), xlabel="epoch")
+                axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    handles = reversed(grid[0, 0].lines)
+    labels = ["ablated: mean and range of the seeds", DEFAULT]
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    save_figure(figure, path, dpi=110)

@@ -1,0 +1,109 @@
+"""The state of a training run, written so that a crash at any moment leaves a whole file."""
+
+import os
+import re
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import torch
+
+from .errors import InputError, warn
+
+
+@dataclass
+class Progress:
+    """How far a run has come. With the seed, epoch and position decide every later batch, and the step
+    decides masks and dropout: nothing else has to be remembered for an exact continuation."""
+
+    epoch: int = 0  # full passes made
+    position: int = 0  # batches taken of the pass after them
+    step: int = 0  # updates made
+    tokens: int = 0  # trained on, padding not counted; of pairs the target's
+    seconds: float = 0.0
+    nll: float = 0.0  # -log p of the scored tokens since the last evaluation (nats), and their number
+    nll_tokens: int = 0
+    parts: list[dict] = field(default_factory=list)  # budget, device and precision, and from which step
+    curve: list[dict] = field(default_factory=list)  # a record for every evaluation
+    kept: int = 0  # index of the record whose weights are kept
+    best_accuracy: float = 0.0
+
+
+def is_unfinished(path: Path, model: Path) -> bool:
+    """Return True if there is a checkpoint but no model made from it: the run was cut short."""
+    return path.exists() and not (model.exists() and model.stat().st_mtime_ns >= path.stat().st_mtime_ns)
+
+
+def previous(path: Path) -> Path:
+    """Return the path of the checkpoint before the last one."""
+    return path.with_name(f"{path.stem}.before{path.suffix}")
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write a state made of tensors, numbers, strings, lists and dicts, and only then move it to its place; the
+    checkpoint that was there is kept as the previous one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # raised while cleaning up after an error of the disk
+                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            os.replace(path, previous(path))
+        os.replace(part, path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read the last checkpoint, or, with a warning, the previous one if the last is damaged."""
+    candidates = [candidate for candidate in (path, previous(path)) if candidate.is_file()]
+    if not candidates:
+        raise InputError(f"{path}: no checkpoint here to resume from; run without --resume first")
+    damage = []
+    for candidate in candidates:
+        try:
+            with ZipFile(candidate) as file:
+                if damaged := file.testzip():  # its checksum is wrong, which PyTorch does not check
+                    raise ValueError(damaged)
+            with warnings.catch_warnings(action="ignore"):
+                state = torch.load(candidate, map_location="cpu", weights_only=True)
+            expected = {"run_config": dict, "model": dict, "optimizers": list}
+            if not all(isinstance(state[name], kind) for name, kind in expected.items()):
+                raise TypeError
+            Progress(**state["progress"])
+        except PermissionError:
+            raise
+        except Exception as error:  # torch raises many kinds for a damaged file, and says much about them
+            damage.append(f"{candidate}: is damaged or from another version ({type(error).__name__})")
+            continue
+        if damage:
+            warn(f"{damage[0]}; resuming from the previous one")
+        return state
+    raise InputError(f"{damage[0]}; run without --resume")
+
+
+def abbreviate_hashes(value: Any) -> str:
+    """Return a value as text for a message, each SHA-256 cut to its first digits."""
+    return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1…", str(value))
+
+
+def check_run(path: Path, state: dict[str, Any], run_config: dict[str, Any]) -> None:
+    """Refuse a state loaded from path whose "run_config", which may not change within a run, differs from
+    this one; name the first difference."""
+    for name, value in run_config.items():
+        if (saved := state["run_config"].get(name)) != value:
+            raise InputError(
+                f"{path}: belongs to a run with {name} {abbreviate_hashes(saved)}, not {abbreviate_hashes(value)}; "
+                "give the same, or start a new run in another folder",
+                "output",
+            )
