@@ -1,28 +1,25 @@
 """mlm.bert"""
 
-from .common. import tokenizer_json
-from .common.errors import InputError
-from .common.files import check_name
-from .common.files import flush
-from .tokenizer import CLS
-from .tokenizer import MASK
-from .tokenizer import PAD
-from .tokenizer import SEP
-from .tokenizer import SpecialIds
-from .tokenizer import UNK
-from encoder import EncoderConfig, MaskedLanguageModel
+import json
+import os
+import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
+
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from typing import Any
-import json
-import os
-import shutil
-import tempfile
-import torch
+
+from encoder import EncoderConfig, MaskedLanguageModel
+
+from .common import tokenizer_json
+from .common.errors import InputError
+from .common.files import check_name, flush
+from .tokenizer import CLS, MASK, PAD, SEP, UNK, SpecialIds
 
 # Our module -> BERT's, or those which, one above the other, make our fused one.
 MODULES = {
@@ -201,9 +198,7 @@ def save(directory: Path, model: MaskedLanguageModel, tokenizer: Tokenizer) -> N
         except OSError:
             raise
         except Exception as error:  # the libraries' own kinds, for a full disk as well
-            raise InputError(
-                f"{directory}: cannot be written ({error}); what was there is as before"
-            ) from None
+            raise InputError(f"{directory}: cannot be written ({error}); what was there is as before") from None
         shutil.copymode(folder / "config.json", folder / "model.safetensors")  # else for its owner alone
         flush(folder)
         written = {file.name for file in folder.iterdir()}
@@ -323,9 +318,7 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
         if path.name not in there:
             pickled = "pytorch_model.bin" in there
             hint = (
-                "pytorch_model.bin is a pickle, which is never read; save as safetensors"
-                if pickled
-                else "get it anew"
+                "pytorch_model.bin is a pickle, which is never read; save as safetensors" if pickled else "get it anew"
             )
             raise InputError(f"{path}: is missing; {hint}")
         try:

@@ -1,31 +1,32 @@
 """mlm.training"""
 
-from .common. import checkpoint
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from encoder import MaskedLanguageModel
+from masking import IGNORE, corrupt
+
+from .common import checkpoint
 from .common.checkpoint import Progress
 from .common.command_line import Interrupt
-from .common.distributed import Team
-from .common.distributed import seed_all
+from .common.distributed import Team, seed_all
 from .common.errors import InputError
 from .common.fast_cpu import fast_training
 from .common.files import write_text
 from .common.token_store import Sequences
 from .dataset import Corpus
 from .text import Text
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from encoder import MaskedLanguageModel
-from functools import cached_property
-from masking import IGNORE
-from masking import corrupt
-from torch import Tensor
-from tqdm import tqdm
-import argparse
-import json
-import math
-import numpy as np
-import time
-import torch
-import torch.nn.functional as F
 
 SAVE_SECONDS = 60  # a checkpoint is written at least so often
 
@@ -71,9 +72,7 @@ class Run:
         inputs, labels = corrupt(ids, self.corpus.special, vocab_size, self.args.mask_prob, generator)
         return inputs.to(self.device), labels.to(self.device)
 
-    def update(
-        self, indices: np.ndarray, done: float, look: Callable[[], tuple[float, ...]] = tuple
-    ) -> list[float]:
+    def update(self, indices: np.ndarray, done: float, look: Callable[[], tuple[float, ...]] = tuple) -> list[float]:
         """One step of the optimizer on the batch of the windows with these indices, corrupted afresh;
         look gives numbers of this process -> their sums over the team."""
         args, progress, team = self.args, self.progress, self.team
@@ -110,9 +109,7 @@ class Run:
         """Inputs and labels of the held-out windows. Which tokens are hidden depends on the windows alone, so
         that runs on the same held-out text compare, whatever their --seed and --batch-tokens."""
         text = self.held_out
-        inputs, labels = (
-            Sequences(np.empty(len(text.ids), np.int32), text.lengths, text.offsets) for _ in range(2)
-        )
+        inputs, labels = (Sequences(np.empty(len(text.ids), np.int32), text.lengths, text.offsets) for _ in range(2))
         for start in range(0, len(text), 1000):
             rows = np.arange(start, min(start + 1000, len(text)))
             within = slice(text.offsets[rows[0]], text.offsets[rows[-1] + 1])
@@ -135,9 +132,7 @@ class Run:
         if not math.isfinite(loss):
             remedy = ", or make a model of what is kept with --resume --max-steps 1" if self.saved else ""
             step = self.progress.step
-            raise InputError(
-                f"the loss is no longer finite at step {step}; try a lower --learning-rate{remedy}"
-            )
+            raise InputError(f"the loss is no longer finite at step {step}; try a lower --learning-rate{remedy}")
 
     @torch.no_grad()
     def evaluate(self) -> None:
@@ -168,9 +163,7 @@ class Run:
         progress.nll, progress.nll_tokens = 0.0, 0
         if within_chance(accuracy, progress.best_accuracy, count):
             progress.kept = len(progress.curve) - 1
-            self.kept = {
-                name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()
-            }
+            self.kept = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
         progress.best_accuracy = max(accuracy, progress.best_accuracy)
 
     def plan(self, epoch: int) -> Sequence[np.ndarray]:

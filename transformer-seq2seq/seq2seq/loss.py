@@ -1,6 +1,5 @@
 """seq2seq.loss"""
 
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,27 +1,27 @@
 """seq2seq.marian"""
 
-from .common. import tokenizer_json
-from .common.errors import InputError
-from .common.files import check_name
-from .common.files import flush
-from .marian_tokenizer import FILES as SENTENCEPIECE_FILES
-from .marian_tokenizer import MarianTokenizer
-from .tokenizer import EOS
-from .tokenizer import PAD
-from .tokenizer import UNK
+import json
+import os
+import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
+
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
 from transformer import ACTIVATIONS, Transformer, TransformerConfig
-from typing import Any
-import json
-import os
-import shutil
-import tempfile
-import torch
+
+from .common import tokenizer_json
+from .common.errors import InputError
+from .common.files import check_name, flush
+from .marian_tokenizer import FILES as SENTENCEPIECE_FILES
+from .marian_tokenizer import MarianTokenizer
+from .tokenizer import EOS, PAD, UNK
 
 # Within a layer: our module -> MarianMT's, or those which, one above the other, make our fused one.
 SELF_ATTENTION = {
@@ -209,9 +209,7 @@ def save(directory: Path, model: Transformer, tokenizer: Tokenizer | MarianToken
         except OSError:
             raise
         except Exception as error:  # the libraries' own kinds, for a full disk as well
-            raise InputError(
-                f"{directory}: cannot be written ({error}); what was there is as before"
-            ) from None
+            raise InputError(f"{directory}: cannot be written ({error}); what was there is as before") from None
         shutil.copymode(folder / "config.json", folder / "model.safetensors")  # else for its owner alone
         flush(folder)
         written = {file.name for file in folder.iterdir()}
@@ -241,9 +239,7 @@ def load(directory: Path, device: torch.device) -> tuple[Transformer, Tokenizer 
     """
     check_name(directory)
     if not (directory / "config.json").is_file():
-        raise InputError(
-            f"{directory}: no model here (no config.json); run train.py first, or name one with --model"
-        )
+        raise InputError(f"{directory}: no model here (no config.json); run train.py first, or name one with --model")
     config = read_config(directory / "config.json")
     tokenizer = read_tokenizer(directory, config)
     tensors = read_tensors(directory)
@@ -256,8 +252,7 @@ def load(directory: Path, device: torch.device) -> tuple[Transformer, Tokenizer 
     found, wanted = list(weights["embeddings.token.weight"].shape), [config.vocab_size, config.d_model]
     if found != wanted:  # else positions of a width that no file bears out would be computed
         raise InputError(
-            f"{directory}: the weights do not fit config.json: embeddings.token.weight is {found}, "
-            f"not {wanted}"
+            f"{directory}: the weights do not fit config.json: embeddings.token.weight is {found}, not {wanted}"
         )
     with torch.device("meta"), Undrawn():  # shapes alone: nothing is allocated before they are known to fit
         model = Transformer(config)
@@ -306,9 +301,7 @@ def read_config(path: Path) -> TransformerConfig:
             raise InputError(f"{path}: {fields[0]} is {value!r}, which is not supported")
         for other in fields[1:]:
             if content.get(other, value) != value:
-                raise InputError(
-                    f"{path}: {other} is {content[other]!r}; supported is {fields[0]}'s {value!r}"
-                )
+                raise InputError(f"{path}: {other} is {content[other]!r}; supported is {fields[0]}'s {value!r}")
     if values["d_model"] % values["n_heads"]:
         raise InputError(f"{path}: d_model is not a multiple of encoder_attention_heads")
     if values["max_length"] * values["d_model"] > MOST_POSITIONS:
@@ -330,9 +323,7 @@ def read_tokenizer(directory: Path, config: TransformerConfig) -> Tokenizer | Ma
     highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     ends = tokenizer.token_to_id(EOS), tokenizer.token_to_id(PAD)
     if highest >= config.vocab_size or ends != (config.eos_id, config.pad_id):
-        raise InputError(
-            f"{directory}: the tokenizer belongs to another model: its ids do not fit config.json"
-        )
+        raise InputError(f"{directory}: the tokenizer belongs to another model: its ids do not fit config.json")
     return tokenizer
 
 
@@ -354,9 +345,7 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
         if path.name not in there:
             pickled = "pytorch_model.bin" in there
             hint = (
-                "pytorch_model.bin is a pickle, which is never read; save as safetensors"
-                if pickled
-                else "get it anew"
+                "pytorch_model.bin is a pickle, which is never read; save as safetensors" if pickled else "get it anew"
             )
             raise InputError(f"{path}: is missing; {hint}")
         try:

@@ -1,30 +1,31 @@
 """seq2seq.training"""
 
-from .common. import checkpoint
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from transformer import Transformer
+
+from .common import checkpoint
 from .common.checkpoint import Progress
 from .common.command_line import Interrupt
-from .common.distributed import Team
-from .common.distributed import seed_all
+from .common.distributed import Team, seed_all
 from .common.errors import InputError
 from .common.fast_cpu import fast_training
 from .common.files import write_text
 from .dataset import PairCorpus
-from .loss import CHUNK
-from .loss import token_losses
+from .loss import CHUNK, token_losses
 from .pairs import Pairs
 from .tokenizer import IGNORE
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from torch import Tensor
-from tqdm import tqdm
-from transformer import Transformer
-import argparse
-import json
-import math
-import numpy as np
-import time
-import torch
-import torch.nn.functional as F
 
 SAVE_SECONDS = 60  # a checkpoint is written at least so often
 
@@ -64,9 +65,7 @@ class Run:
         """Where the model is."""
         return self.team.device
 
-    def update(
-        self, indices: np.ndarray, done: float, look: Callable[[], tuple[float, ...]] = tuple
-    ) -> list[float]:
+    def update(self, indices: np.ndarray, done: float, look: Callable[[], tuple[float, ...]] = tuple) -> list[float]:
         """One step of the optimizers on the batch of the pairs with these indices; look gives
         numbers of this process -> their sums over the team."""
         args, progress, team = self.args, self.progress, self.team
@@ -106,9 +105,7 @@ class Run:
         if not math.isfinite(loss):
             remedy = ", or make a model of what is kept with --resume --max-steps 1" if self.saved else ""
             step = self.progress.step
-            raise InputError(
-                f"the loss is no longer finite at step {step}; try a lower --learning-rate{remedy}"
-            )
+            raise InputError(f"the loss is no longer finite at step {step}; try a lower --learning-rate{remedy}")
 
     @torch.no_grad()
     def evaluate(self) -> None:
@@ -143,9 +140,7 @@ class Run:
         progress.nll, progress.nll_tokens = 0.0, 0
         if within_chance(accuracy, progress.best_accuracy, count):
             progress.kept = len(progress.curve) - 1
-            self.kept = {
-                name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()
-            }
+            self.kept = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
         progress.best_accuracy = max(accuracy, progress.best_accuracy)
 
     def plan(self, epoch: int) -> Sequence[np.ndarray]:

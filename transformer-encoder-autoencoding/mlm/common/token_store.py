@@ -146,7 +146,7 @@ class TokenStore:
             meta = {"digest": self.digest, "cache_key": self.cache_key, "metadata": metadata}
             meta["sha256"] = {file.name: fingerprint(file)["sha256"] for file in part.iterdir()}
             (part / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-            flush(part)
+            fsync_files(part)
             shutil.rmtree(self.folder, ignore_errors=True)
             os.replace(part, self.folder)
         except BaseException as error:
