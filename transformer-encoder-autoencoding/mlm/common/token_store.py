@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
-from .files import fingerprint
+from .files import fingerprint, fsync_files
 
 COLUMNS = {"ids": None, "lengths": np.int32, "offsets": np.int64}  # files, and the types of their numbers
 
