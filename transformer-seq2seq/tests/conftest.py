@@ -1,16 +1,7 @@
-"""What the tests of this folder share: tiny models, one of them trained, and the scripts as commands."""
+"""Tiny models, one of them trained, and the scripts as commands, for all tests of this folder."""
 
-import contextlib
-import importlib
-import io
-import json
 import os
-import signal
-import socket
-import subprocess
 import sys
-import tempfile
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +9,13 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).parent.parent
-sys.path.insert(0, str(FOLDER))
-for file in FOLDER.glob("*.py"):  # another folder's tests may have imported modules of the same names
-    sys.modules.pop(file.stem, None)
-MODULES = {file.stem: importlib.import_module(file.stem) for file in FOLDER.glob("*.py")}
+sys.path.insert(0, str(FOLDER))  # seq2seq and the files to read; the three scripts that both folders have: load_script
 
-ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # more do not help models this small
-PATIENCE = 300  # seconds that a command may take
+import commands
+
+from seq2seq.common.command_line import run_script
+from seq2seq.tokenizer import train_tokenizer
+from transformer import Transformer, TransformerConfig
 
 TRAINING = [  # source, target, kind
     ("What is the capital of France?", "Paris is the capital of France", "answer"),
@@ -61,17 +52,9 @@ SIZES = [
 ]
 
 
-def pytest_collectstart(collector):
-    sys.modules.update(MODULES)
-
-
-def pytest_runtest_setup(item):
-    sys.modules.update(MODULES)
-
-
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Tiny models gain nothing from several threads, and lose much on a busy machine."""
+    """Compute on one thread: tiny models gain nothing from several, and lose much on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -118,14 +101,14 @@ def write_pairs():
 def tokenizer():
     """A word tokenizer of the training pairs."""
     texts = [text for source, target, _ in TRAINING for text in (source, target)]
-    return MODULES["pairs"].train_tokenizer(texts, "word", 1000)
+    return train_tokenizer(texts, "word", 1000)
 
 
 @pytest.fixture(scope="session")
 def bpe():
     """A byte pair tokenizer of the training pairs."""
     texts = [text for source, target, _ in TRAINING for text in (source, target)]
-    return MODULES["pairs"].train_tokenizer(texts, "bpe", 320)
+    return train_tokenizer(texts, "bpe", 320)
 
 
 @pytest.fixture(scope="session")
@@ -134,10 +117,9 @@ def make_model():
     Its weights are large enough for its distributions to be far from flat."""
 
     def make(vocab_size, seed=0, **sizes):
-        module = MODULES["transformer"]
-        config = module.TransformerConfig(vocab_size, vocab_size - 1, d_model=16, n_heads=2, d_ff=24)
+        config = TransformerConfig(vocab_size, vocab_size - 1, d_model=16, n_heads=2, d_ff=24)
         torch.manual_seed(seed)
-        model = module.Transformer(replace(config, max_length=16, **sizes)).eval()
+        model = Transformer(replace(config, max_length=16, **sizes)).eval()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "norm" in name or name.endswith(".bias"):
@@ -154,115 +136,38 @@ def tiny(make_model, tokenizer):
     return make_model(tokenizer.get_vocab_size())
 
 
-class Zygote:
-    """The process of zygote.py, which runs commands."""
-
-    def __init__(self):
-        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("zygote.py")), str(theirs.fileno())],
-                env=ONE_THREAD,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
-
-    def run(self, line, cwd, stdin, stdout, limits):
-        """Run a command whose standard input is a pipe -> its exit status (of a signal: minus its number),
-        and standard error."""
-        request = {"line": line, "cwd": str(cwd), "environment": dict(ONE_THREAD), "limits": limits}
-        reading, writing = os.pipe()
-        with tempfile.TemporaryFile() as stderr:
-            streams = [reading, stdout.fileno(), stderr.fileno()]
-            socket.send_fds(self.socket, [json.dumps(request).encode()], streams)
-            os.close(reading)
-            child = int(self.socket.recv(100))
-            feeder = threading.Thread(target=feed, args=(writing, stdin))
-            feeder.start()
-            self.socket.settimeout(PATIENCE)
-            try:
-                status = int(self.socket.recv(100))
-            except TimeoutError:
-                os.kill(child, signal.SIGKILL)
-                self.socket.recv(100)
-                raise
-            finally:
-                feeder.join()
-            stderr.seek(0)
-            return status, stderr.read()
-
-    def stop(self):
-        self.socket.close()
-        self.process.wait()
-
-
-def feed(pipe, content):
-    """Write to a pipe, whose reader need not read to the end."""
-    with contextlib.suppress(BrokenPipeError), os.fdopen(pipe, "wb") as stream:
-        stream.write(content)
+@pytest.fixture(scope="session")
+def load_script():
+    """load_script(name) -> the module of a script of this folder."""
+    return lambda name: commands.load_script(FOLDER / f"{name}.py")
 
 
 @pytest.fixture(scope="session")
-def zygote():
-    """What runs commands, where processes can be forked safely; else None."""
-    if sys.platform != "linux":
-        yield None
-        return
-    zygote = Zygote()
-    yield zygote
-    zygote.stop()
-
-
-@pytest.fixture(scope="session")
-def command(zygote):
+def command(load_script):
     """command(script, *flags, cwd=...) runs a script of this folder as a user does, bytes among the flags as
-    they are -> its exit status, standard output and error as text. fresh=True: in an interpreter of its own;
-    to: the path of what standard output goes to; limits: bytes for RLIMIT_AS (memory) and RLIMIT_FSIZE."""
+    they are -> its exit status, standard output and error as text. fresh=True: in an interpreter of its own, as
+    with to, the path of what standard output goes to, and limits, bytes for RLIMIT_AS and RLIMIT_FSIZE."""
 
-    def run(script, *flags, cwd, folder=FOLDER, stdin=b"", fresh=False, to=None, limits=()):
+    def run(script, *flags, cwd=None, folder=FOLDER, stdin=b"", fresh=False, to=None, limits=()):
         stdin = stdin if isinstance(stdin, bytes) else stdin.encode()
         flags = [os.fsdecode(flag) if isinstance(flag, bytes) else str(flag) for flag in flags]
         line = [str(folder / script), *flags]
-        with Path(to).open("wb") if to else tempfile.TemporaryFile() as stdout:
-            if zygote and not fresh:
-                status, stderr = zygote.run(line, cwd, stdin, stdout, dict(limits))
-            else:
-                done = subprocess.run(
-                    [sys.executable, *line],
-                    cwd=cwd,
-                    env=ONE_THREAD,
-                    input=stdin,
-                    stdout=stdout,
-                    stderr=subprocess.PIPE,
-                    timeout=PATIENCE,
-                )
-                status, stderr = done.returncode, done.stderr
-            if not to:
-                stdout.seek(0)
-            written = b"" if to else stdout.read()
-        return subprocess.CompletedProcess(
-            line, status, *(text.decode(errors="surrogateescape") for text in (written, stderr))
-        )
+        if fresh or to or limits or folder != FOLDER:
+            return commands.run_process(line, cwd, stdin, to, limits)
+        return commands.run_within(run_script, load_script(Path(script).stem).main, line, cwd, stdin)
 
     return run
 
 
-@pytest.fixture
-def script(monkeypatch, capsys):
-    """script(name, *flags) runs a script's main within this process -> exit status, stdout, stderr."""
+@pytest.fixture(scope="session")
+def script(load_script):
+    """script(name, *flags) runs a script's main within this process -> exit status, stdout, stderr.
+    terminal=True: a person sits at standard input."""
 
-    def run(name, *flags, stdin=b""):
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, flags)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
-        capsys.readouterr()
-        status = 0
-        try:
-            MODULES["cli"].run(MODULES[name].main)
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
+    def run(name, *flags, stdin=b"", terminal=False):
+        line = [f"{name}.py", *map(str, flags)]
+        done = commands.run_within(run_script, load_script(name).main, line, None, stdin, terminal)
+        return done.returncode, done.stdout, done.stderr
 
     return run
 
