@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -103,10 +103,10 @@ def flag_name(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
-    """Add a flag for every field of a configuration that was declared with `flag`."""
+def add_flags(parser: argparse.ArgumentParser, config: type, omit: Collection[str] = ()) -> None:
+    """Add a flag for every field of a configuration that was declared with `flag`, but for those to omit."""
     for one in fields(config):
-        if one.metadata:
+        if one.metadata and one.name not in omit:
             options = {"action": "store_true"} if one.default is False else {"default": one.default}
             parser.add_argument(flag_name(one.name), dest=one.name, **options, **one.metadata)
 
