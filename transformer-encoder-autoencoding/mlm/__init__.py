@@ -1,0 +1,24 @@
+"""The engine room of the encoder: read encoder.py, masking.py and train_mlm.py first.
+
+    from mlm import MaskFiller
+    MaskFiller.load("results/model")("Transformers use [MASK] attention")
+
+In the order of the data's way through them:
+
+    config.py       the settings of a training run, and their flags
+    text.py         text files: the stream of sentences, and those held out
+    tokenizer.py    words or subwords, and the special tokens
+    dataset.py      sentences as token ids, in batches: prepare_data
+    cloze.py        sentences with a key word to hide: what a model, and a baseline, fill in
+    report.py       the figures and the table at the end of a training run
+    bert.py         the model directory: load and save
+    filling.py      predict hidden tokens; fill the masks of sentences, or score sentences
+    filler.py       MaskFiller: the same from text, for scripts and for Python
+    explorer/       the page that visualize_attention.py --html writes
+    contestants.py  what benchmark.py compares
+    common/         the parts that know neither model nor tokenizer; the other experiment has the same
+"""
+
+from .filler import MaskFiller
+
+__all__ = ["MaskFiller"]

@@ -1,0 +1,180 @@
+"""Fill the [MASK]s of sentences, or score sentences, with a model directory.
+
+    from mlm import MaskFiller
+
+    filler = MaskFiller.load("results/model")
+    filler("Transformers use [MASK] attention")  # [[{"token": "self", "probability": 0.998}, ...]]
+    filler.score("Paris is the capital of France")["pseudo_perplexity"]
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from encoder import MaskedLanguageModel
+
+from . import bert
+from .common.command_line import int_in, pick_device
+from .common.errors import InputError, naming, warn
+from .filling import fill, score
+from .tokenizer import MASK, UNK, SpecialIds
+
+TOP_K, TOP_K_RANGE = 5, int_in(1)
+FILL_CHUNK, SCORE_CHUNK = 512, 64  # sentences that are read, and answered, at a time
+MAX_UNKNOWN = 1000  # words that are remembered
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence, and where it comes from, such as "sentence 2" or "standard input, line 7"."""
+
+    text: str
+    place: str
+
+
+class MaskFiller:
+    """A trained encoder with its tokenizer."""
+
+    def __init__(self, model: MaskedLanguageModel, tokenizer: Tokenizer):
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self.device = model.head.decoder.weight.device
+        self.special = SpecialIds.of(tokenizer)
+
+    @classmethod
+    def load(cls, directory: Path | str, device: str = "auto") -> "MaskFiller":
+        """Load a model directory, one of train_mlm.py or any BERT's. device: as the scripts' --device."""
+        return cls(*bert.load(Path(directory), pick_device(device)))
+
+    def __call__(self, sentences: str | Iterable[str], top_k: int = TOP_K) -> list:
+        """Fill a sentence, or each of several.
+
+        Return of one sentence a list with an entry for each [MASK], each a list of the top_k likeliest tokens,
+        {"token": str, "probability": float}; of several sentences a list of that.
+        """
+        found = [result["masks"] for result in self.fill_each(numbered(sentences), top_k)]
+        return found[0] if isinstance(sentences, str) else found
+
+    def score(self, sentences: str | Iterable[str]) -> dict | list[dict]:
+        """Measure how likely a model finds a sentence, or each of several: a dict, as score_each yields it, or a
+        list of them."""
+        found = list(self.score_each(numbered(sentences)))
+        return found[0] if isinstance(sentences, str) else found
+
+    def fill_each(self, sentences: Iterable[Sentence], top_k: int = TOP_K) -> Iterator[dict]:
+        """Fill a stream of sentences of any length.
+
+        Yield for each {"input": the sentence, "filled": the sentence with the likeliest token at every [MASK],
+        "masks": what __call__ returns}. If a sentence is refused, those before it are answered first.
+        """
+        if not TOP_K_RANGE.contains(top_k):
+            raise InputError(f"top_k {TOP_K_RANGE}, not {top_k!r}", "top_k")
+        for texts, ids in self.read(sentences, self.check_masks, FILL_CHUNK):
+            found = fill(ids, self.model, self.tokenizer, top_k, self.device)
+            for text, masks in zip(texts, found, strict=True):
+                first, *pieces = text.split(MASK)
+                filled = first + "".join(best[0]["token"] + piece for best, piece in zip(masks, pieces, strict=True))
+                yield {"input": text, "filled": filled, "masks": masks}
+
+    def score_each(self, sentences: Iterable[Sentence]) -> Iterator[dict]:
+        """Score a stream of sentences of any length, by the probability of each token given all the others.
+
+            pseudo-perplexity = exp(-1/n sum_t log p(token_t | all the others))      (Salazar et al. 2020)
+
+        Yield for each {"input": the sentence, "pseudo_perplexity": float, "tokens": [{"token": str, "surprisal":
+        -log p in nats}, ...]}. If a sentence is refused, those before it are answered first.
+        """
+        for texts, ids in self.read(sentences, self.check_no_mask, SCORE_CHUNK):
+            for text, tokens in zip(texts, score(ids, self.model, self.tokenizer, self.device), strict=True):
+                mean = sum(token["surprisal"] for token in tokens) / len(tokens)
+                yield {"input": text, "pseudo_perplexity": math.exp(min(700.0, mean)), "tokens": tokens}
+
+    def read(
+        self, sentences: Iterable[Sentence], check: Callable[[str, list[int]], None], size: int
+    ) -> Iterator[tuple[tuple[str, ...], tuple[list[int], ...]]]:
+        """Yield the texts and the ids of at most `size` sentences at a time. Of words that the model does not
+        know, one warning is given at the end."""
+
+        def encoded() -> Iterator[tuple[str, list[int]]]:
+            for sentence in sentences:
+                ids = self.encode(sentence, unknown)
+                with naming(sentence.place):
+                    check(sentence.text, ids)
+                yield sentence.text, ids
+
+        with collect_unknown_words() as unknown:
+            for chunk in chunks(encoded(), size):
+                yield tuple(zip(*chunk, strict=True))
+
+    def encode(self, sentence: Sentence, unknown: dict[str, None]) -> list[int]:
+        """Return the ids of a sentence, and add the words that the model does not know to unknown."""
+        with naming(sentence.place):
+            try:
+                sentence.text.encode()
+            except UnicodeEncodeError:  # this is how Python represents bytes of the command line that are not UTF-8
+                raise InputError("the sentence is not UTF-8 text; write it in UTF-8") from None
+            encoding, special, limit = self.tokenizer.encode(sentence.text), self.special, self.model.config.max_length
+            if set(encoding.ids) <= {special.cls, special.sep, special.pad}:
+                raise InputError("the sentence is empty; give one with words")
+            if len(encoding) > limit:
+                raise InputError(f"the sentence has {len(encoding)} tokens, the model takes {limit}; shorten it")
+        if special.unk in encoding.ids and len(unknown) < MAX_UNKNOWN:
+            spans = zip(encoding.offsets, encoding.ids, strict=True)
+            words = [sentence.text[start:end] for (start, end), token in spans if token == special.unk]
+            unknown |= {word if len(word) < 40 else f"{word[:39]}…": None for word in words}
+        return encoding.ids
+
+    def check_masks(self, text: str, ids: list[int]) -> None:
+        """Refuse a sentence that cannot be filled."""
+        seen = ids.count(self.special.mask)
+        if not seen:
+            shown = text if len(text) < 80 else f"{text[:79]}…"
+            raise InputError(f"no {MASK} in {shown!r}; write {MASK} for the word to fill in, or score it", "score")
+        if seen != text.count(MASK):
+            raise InputError(f"of {text.count(MASK)} {MASK} the tokenizer sees {seen}; put spaces around them")
+
+    def check_no_mask(self, _: str, ids: list[int]) -> None:
+        """Refuse a sentence that cannot be scored."""
+        if self.special.mask in ids:
+            raise InputError(f"contains {MASK}, which is not a word to score; fill it instead")
+
+
+def numbered(sentences: str | Iterable[str]) -> Iterator[Sentence]:
+    """Yield a sentence, or each of several, with its number."""
+    for i, text in enumerate([sentences] if isinstance(sentences, str) else sentences, start=1):
+        yield Sentence(text, f"sentence {i}")
+
+
+def chunks(items: Iterable[Any], size: int) -> Iterator[list]:
+    """Yield lists of `size` items, the last one shorter; if an item is refused, those before it come first."""
+    chunk = []
+    try:
+        for item in items:
+            chunk.append(item)
+            if len(chunk) == size:
+                yield chunk
+                chunk = []
+    except InputError:
+        if chunk:
+            yield chunk
+        raise
+    if chunk:
+        yield chunk
+
+
+@contextmanager
+def collect_unknown_words() -> Iterator[dict[str, None]]:
+    """Yield an ordered set for unknown words; when the block ends, in whatever way, warn of them in one line."""
+    unknown: dict[str, None] = {}
+    try:
+        yield unknown
+    finally:
+        if unknown:
+            at_least = "at least " if len(unknown) >= MAX_UNKNOWN else ""
+            more = f" and {at_least}{len(unknown) - 5} more" if len(unknown) > 5 else ""
+            warn(f"unknown to the model, which sees {UNK} for it: {', '.join(islice(unknown, 5))}{more}")

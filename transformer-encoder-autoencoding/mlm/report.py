@@ -1,0 +1,96 @@
+"""The end of a training run: its figures beside those of a baseline, and a warning if it has learnt too little."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from encoder import MaskedLanguageModel
+
+from .cloze import Answers, EncodedCloze, NeighbourBaseline, accuracy, accuracy_by_kind, answer
+from .common.errors import warn
+from .common.files import write_text
+from .dataset import MLMDataset
+
+EXAMPLES = 10
+PLATEAU = 0.9  # of the loss of predicting from frequencies alone
+
+
+def report(
+    model: MaskedLanguageModel,
+    tokenizer: Tokenizer,
+    sentences: Iterable[str],
+    recall: Sequence[EncodedCloze],
+    held_out: Sequence[EncodedCloze],
+    figures: dict,
+    folder: Path,
+) -> None:
+    """Give cloze tests of training sentences and of held-out ones, if there are any, to the model and to the
+    baseline, and compare.
+
+    Write folder/metrics.json (the figures of the run and those measured here), and print a table and examples.
+    """
+    recall_clozes, held_out_clozes = ([test.cloze for test in tests] for tests in (recall, held_out))
+    baseline = NeighbourBaseline(sentences, recall_clozes + held_out_clozes)
+    metrics = dict(figures)
+    rows = [
+        ("held-out text, hidden tokens, accuracy", f"{figures['held_out_token_accuracy']:.1%}", ""),
+        ("held-out text, hidden tokens, loss", f"{figures['held_out_loss']:.3f}", ""),
+    ]
+    examples = []
+    if recall:
+        answers = answer(recall, model, tokenizer)
+        share = accuracy(recall_clozes, answers.guesses)
+        by_baseline = accuracy(recall_clozes, map(baseline.guess, recall_clozes))
+        metrics |= {"recall_loss": answers.loss, "recall_accuracy": share}
+        rows.append((f"training sentences ({len(recall):,}), key word", f"{share:.1%}", f"{by_baseline:.1%}"))
+        rows.append(("training sentences, loss of the key words", f"{answers.loss:.4f}", ""))
+    if held_out:
+        answers = answer(held_out, model, tokenizer)
+        by_kind = accuracy_by_kind(held_out_clozes, answers.guesses)
+        baseline_by_kind = accuracy_by_kind(held_out_clozes, map(baseline.guess, held_out_clozes))
+        metrics |= {"held_out_by_kind": by_kind, "baseline_by_kind": baseline_by_kind}
+        for kind, share in by_kind.items():
+            label = f"held-out {kind} ({sum(cloze.kind == kind for cloze in held_out_clozes):,}), key word"
+            rows.append((label, f"{share:.1%}", f"{baseline_by_kind[kind]:.1%}"))
+        examples = ["\nheld-out sentences, the key word hidden:", *show_examples(held_out, answers)]
+    write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    table = [f"{label:44}{ours:>12}{baselines:>12}".rstrip() for label, ours, baselines in rows]
+    # printed last, as whoever reads it may have left
+    print("\n".join([f"\n{'':44}{'Transformer':>12}{'neighbours':>12}", *table, *examples]))
+
+
+def show_examples(clozes: Sequence[EncodedCloze], answers: Answers) -> list[str]:
+    """Return at most EXAMPLES of the sentences, evenly spread, with the word that the model has filled in."""
+    lines = []
+    for i in range(0, len(clozes), -(-len(clozes) // EXAMPLES)):
+        cloze, guess = clozes[i].cloze, answers.guesses[i]
+        begin, end = cloze.key_span()
+        verdict = "" if guess == cloze.key else f"  (was: {cloze.key})"
+        lines.append(f"  {cloze.sentence[:begin]}[{guess}]{cloze.sentence[end:]}{verdict}")
+    return lines
+
+
+def unigram_loss(train: MLMDataset, held_out: MLMDataset, vocab_size: int) -> float:
+    """Return the loss (nats per token) of predicting the tokens of the held-out text that may be hidden from their
+    frequency in training alone: the plateau on which masked language models can get stuck. Counts start at one."""
+    counts = np.ones(vocab_size)
+    for start in range(0, len(train.ids), 2**20):
+        counts += np.bincount(train.ids[start : start + 2**20], minlength=vocab_size)
+        train.release()
+    special = list(vars(train.special).values())  # which are never hidden
+    counts[special] = 0
+    ids = held_out.ids[~np.isin(held_out.ids, special)]
+    return float(-np.log(counts[ids] / counts.sum()).mean())
+
+
+def warn_of_plateau(held_out_loss: float, train: MLMDataset, held_out: MLMDataset, vocab_size: int) -> None:
+    """Warn if the model has learnt little more than how frequent each token is."""
+    unigram = unigram_loss(train, held_out, vocab_size)
+    if held_out_loss > PLATEAU * unigram:
+        warn(
+            f"the model knows little more than how frequent each token is (loss {held_out_loss:.2f}, from "
+            f"frequencies alone {unigram:.2f}): train longer, or try another learning rate"
+        )
