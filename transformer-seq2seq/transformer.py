@@ -2,17 +2,18 @@
 
 Vaswani et al. 2017, "Attention Is All You Need" (arXiv:1706.03762).
 
-Legend: B batch, n targets of each source (1 but in beam search), S source length, T target length,
-P target tokens already in the cache, D d_model, H heads, K = D / H (the paper's d_k), V vocabulary.
+Legend: B batch, S source length, T target length, P target tokens in the cache, D d_model, H heads,
+K = D / H (the paper's d_k), V vocabulary. "Memory" is the encoder's output, as in the paper's code.
 
 Deviations from the paper, and why:
 - the sines of the position encoding come first and the cosines after, rather than interleaved: the same
   vectors up to a fixed order of their columns, and the order in which MarianMT checkpoints are trained;
-- the projections of attention, which section 3.2.2 has as matrices alone, and the one to the vocabulary
-  have biases, as MarianMT's have;
+- the projections of attention, mere matrices in section 3.2.2, and the projection to the vocabulary have
+  biases, as in MarianMT;
 - the decoder starts from the padding token, whose embedding is zero: a "beginning of sentence" that needs
-  no entry of its own in the vocabulary, as in MarianMT; its bias keeps it from ever being generated;
-- of MarianMT, whose weights can be loaded, the activation may be swish rather than the paper's ReLU.
+  no entry of its own in the vocabulary, as in MarianMT; `project` never lets it be generated;
+- the activation may be swish instead of the paper's ReLU: most MarianMT checkpoints, which can be loaded,
+  have it.
 """
 
 import math
@@ -22,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NEVER = -1e4  # the logit of <pad>, which is never generated: its probability rounds to 0 in any precision
-ACTIVATIONS = {"relu": F.relu, "swish": F.silu}  # the paper's, and the one of most MarianMT checkpoints
+ACTIVATIONS = {"relu": F.relu, "swish": F.silu}  # the paper's, and that of most MarianMT checkpoints
+KeysValues = tuple[Tensor, Tensor]  # (B, H, S, K) each: what can be attended to
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class TransformerConfig:
 
 
 def padding_mask(ids: Tensor, pad_id: int) -> Tensor:
-    """Which source positions may be attended to: all but padding.
+    """Allow attention to all source positions but padding.
 
     ids (B, S) -> bool (B, 1, 1, S), True where attention is allowed; it broadcasts over heads and queries.
     """
@@ -52,8 +53,8 @@ def padding_mask(ids: Tensor, pad_id: int) -> Tensor:
 
 
 def causal_mask(length: int, device: torch.device | None = None) -> Tensor:
-    """Which target positions may be attended to: a word sees itself and the words before it, so that the
-    decoder cannot copy the very word that it has to predict (section 3.2.3).
+    """Allow a target position to attend to itself and to those before it, so that the decoder cannot copy
+    the very word that it has to predict (section 3.2.3).
 
     -> bool (1, 1, length, length), True on and below the diagonal: row t is what position t sees.
     """
@@ -61,7 +62,7 @@ def causal_mask(length: int, device: torch.device | None = None) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Scaled dot-product attention (section 3.2.1, equation 1).
+    """Compute scaled dot-product attention (section 3.2.1, equation 1).
 
         Attention(Q, K, V) = softmax(Q K^T / sqrt(d_k)) V
 
@@ -80,8 +81,8 @@ class MultiHeadAttention(nn.Module):
         MultiHead(Q, K, V) = Concat(head_1, ..., head_H) W^O
         head_i = Attention(Q W_i^Q, K W_i^K, V W_i^V)
 
-    Keys and values are computed apart from the queries, by one product with one matrix: they depend on
-    the attended sequence alone, so that a decoder that goes word by word computes them once and keeps them.
+    Keys and values come from one product with one matrix. They depend on the attended sequence alone, so a
+    decoder that goes word by word can keep them (Cache).
     """
 
     def __init__(self, d_model: int, n_heads: int):
@@ -93,25 +94,28 @@ class MultiHeadAttention(nn.Module):
         self.key_value = nn.Linear(d_model, 2 * d_model)
         self.output = nn.Linear(d_model, d_model)
 
-    def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """What can be attended to: memory (B, S, D) -> keys and values, (B, H, S, K) each."""
-        kv = self.key_value(memory).unflatten(-1, (2, self.n_heads, self.d_k))  # (B, S, 2, H, K)
+    def keys_values(self, x: Tensor) -> KeysValues:
+        """Project what can be attended to: x (B, S, D) -> keys and values, (B, H, S, K) each."""
+        kv = self.key_value(x).unflatten(-1, (2, self.n_heads, self.d_k))  # (B, S, 2, H, K)
         k, v = kv.permute(2, 0, 3, 1, 4)  # 2 x (B, H, S, K)
         return k, v
 
     def forward(
-        self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None, need_weights: bool = False
+        self, x: Tensor, keys_values: KeysValues, mask: Tensor | None, need_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """x (B, T, D), keys and values (B, H, S, K), mask broadcastable to (B, H, T, S), or None where all
-        may be attended to and no weights are asked for -> (B, T, D) and, if asked for, the weights
-        (B, H, T, S)."""
-        q = self.query(x).unflatten(-1, (self.n_heads, self.d_k)).transpose(1, 2)  # (B, H, T, K)
+        """Let x attend: x (B, T, D), keys and values (B, H, S, K), mask broadcastable to (B, H, T, S), or None
+        if all may be attended to -> (B, T, D) and, if asked for, which takes a mask, the weights (B, H, T, S).
+
+        Queries do not see each other, so x may have several rows in succession for each row of the keys, as
+        the hypotheses of one source in beam search: they become more queries of that row.
+        """
         k, v = keys_values
+        q = self.query(x).view(len(k), -1, self.n_heads, self.d_k).transpose(1, 2)  # (B, H, T, K)
         if need_weights:
             heads, weights = attention(q, k, v, mask)
         else:  # the same function in one fused kernel, which never holds the weights
             heads, weights = F.scaled_dot_product_attention(q, k, v, attn_mask=mask), None
-        return self.output(heads.transpose(1, 2).flatten(2)), weights  # (B, T, D)
+        return self.output(heads.transpose(1, 2).reshape(x.shape)), weights  # (B, T, D)
 
 
 class FeedForward(nn.Module):
@@ -127,17 +131,17 @@ class FeedForward(nn.Module):
         self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, T, D) -> (B, T, D)."""
+        """Map every position by itself: x (B, T, D) -> (B, T, D)."""
         return self.outer(self.activation(self.inner(x)))
 
 
 def sinusoids(length: int, d_model: int) -> Tensor:
-    """The position encoding (section 3.5), a row for each position -> (length, D).
+    """Compute the position encoding (section 3.5), a row for each position -> (length, D).
 
     PE(pos, i)       = sin(pos / 10000^(2i / d_model))    for i < D / 2
     PE(pos, D/2 + i) = cos(pos / 10000^(2i / d_model))
 
-    They are computed on the CPU, wherever the model is: not every device has double precision.
+    It is computed on the CPU, wherever the model is: not every device has double precision.
     """
     i = torch.arange((d_model + 1) // 2, device="cpu")
     positions = torch.arange(length, device="cpu")[:, None].double()
@@ -146,7 +150,7 @@ def sinusoids(length: int, d_model: int) -> Tensor:
 
 
 class Embeddings(nn.Module):
-    """What a token is plus where it stands (sections 3.4, 3.5 and 5.4).
+    """The sum of what a token is and where it stands (sections 3.4, 3.5 and 5.4).
 
     x_t = Dropout(sqrt(d_model) E[id_t] + PE[t])
     """
@@ -158,7 +162,7 @@ class Embeddings(nn.Module):
         self.register_buffer("positions", sinusoids(config.max_length, config.d_model), persistent=False)
 
     def forward(self, ids: Tensor, start: int = 0) -> Tensor:
-        """ids (B, T) of the tokens at positions start, start + 1, ... -> (B, T, D)."""
+        """Embed ids (B, T), the tokens at positions start, start + 1, ... -> (B, T, D)."""
         scale = math.sqrt(self.token.embedding_dim)
         return self.dropout(scale * self.token(ids) + self.positions[start : start + ids.size(1)])
 
@@ -178,49 +182,15 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, mask: Tensor, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
-        """x (B, S, D), mask (B, 1, 1, S) -> (B, S, D) and, if asked for, the weights (B, H, S, S)."""
-        keys_values = self.self_attention.keys_values(x)
-        attended, weights = self.self_attention(x, keys_values, mask, need_weights)
+        """Read x (B, S, D), mask (B, 1, 1, S) -> (B, S, D) and, if asked for, the weights (B, H, S, S)."""
+        attended, weights = self.self_attention(x, self.self_attention.keys_values(x), mask, need_weights)
         x = self.self_attention_norm(x + self.dropout(attended))
         x = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
         return x, weights
 
 
-@dataclass
-class Cache:
-    """What the decoder keeps of a batch from step to step, so that no position is computed twice.
-
-    source_mask (B, 1, 1, S); for every layer the keys and values of the source (`source`, (B, H, S, K)
-    each) and of the target tokens so far (`target`, (B n, H, P, K) each); P is `length`. There may be n
-    targets of each source, one behind the other, as in beam search: they share the source's entry.
-    """
-
-    source_mask: Tensor
-    source: list[tuple[Tensor, Tensor]]
-    target: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    length: int = 0
-
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add a layer's keys and values of T new target tokens, (B n, H, T, K) each -> those of all P + T."""
-        if layer == len(self.target):
-            self.target.append((k, v))
-        else:
-            past_k, past_v = self.target[layer]
-            self.target[layer] = torch.cat([past_k, k], dim=2), torch.cat([past_v, v], dim=2)
-        return self.target[layer]
-
-    def select(self, rows: Tensor) -> None:
-        """Keep these targets, in this order: rows (any number of them), int64."""
-        self.target = [(k.index_select(0, rows), v.index_select(0, rows)) for k, v in self.target]
-
-    def select_sources(self, rows: Tensor) -> None:
-        """Keep these sources, in this order: rows (any number of them), int64."""
-        self.source_mask = self.source_mask.index_select(0, rows)
-        self.source = [(k.index_select(0, rows), v.index_select(0, rows)) for k, v in self.source]
-
-
 class DecoderLayer(nn.Module):
-    """Masked self-attention, attention to the source ("cross-attention"), then feed-forward, each within
+    """Masked self-attention, attention to the memory ("cross-attention"), then feed-forward, each within
     LayerNorm(x + Dropout(Sublayer(x))) (sections 3.1, 3.2.3 and 5.4)."""
 
     def __init__(self, config: TransformerConfig):
@@ -236,29 +206,67 @@ class DecoderLayer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        target: tuple[Tensor, Tensor],
         target_mask: Tensor | None,
-        source: tuple[Tensor, Tensor],
-        source_mask: Tensor,
+        memory: Tensor,
+        memory_mask: Tensor,
+        cache: "Cache | None" = None,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """x (B n, T, D); target: keys and values (B n, H, P + T, K), target_mask (1, 1, T, P + T) or None;
-        source: keys and values (B, H, S, K), source_mask (B, 1, 1, S)
-        -> (B n, T, D) and, if asked for, the weights of self-attention (B n, H, T, P + T) and of
-        cross-attention (B, H, n T, S)."""
-        attended, self_weights = self.self_attention(x, target, target_mask, need_weights)
+        """Read x (B, T, D), target_mask (1, 1, T, T) or None, memory (B, S, D), memory_mask (B, 1, 1, S)
+        -> (B, T, D) and, if asked for, the weights of self-attention (B, H, T, T) and of cross-attention
+        (B, H, T, S). With a cache x also attends to the P tokens in it: T x T is then T x (P + T)."""
+        if cache is None:
+            target_kv, memory_kv = self.self_attention.keys_values(x), self.cross_attention.keys_values(memory)
+        else:
+            target_kv, memory_kv = cache.update(self, x, memory)
+        attended, self_weights = self.self_attention(x, target_kv, target_mask, need_weights)
         x = self.self_attention_norm(x + self.dropout(attended))
-        queries = x.view(len(source_mask), -1, x.size(-1))  # (B, n T, D): all that ask one source
-        attended, cross_weights = self.cross_attention(queries, source, source_mask, need_weights)
-        x = self.cross_attention_norm(x + self.dropout(attended.view(x.shape)))
+        attended, cross_weights = self.cross_attention(x, memory_kv, memory_mask, need_weights)
+        x = self.cross_attention_norm(x + self.dropout(attended))
         x = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
         return x, self_weights, cross_weights
 
 
+class Cache:
+    """What the decoder keeps from one call to the next, so that it computes no position twice: for every layer
+    the keys and values of the P target tokens so far, (B, H, P, K) each, and of the memory, (B, H, S, K) each.
+    """
+
+    def __init__(self):
+        self.length = 0  # P
+        self.target: dict[DecoderLayer, KeysValues] = {}
+        self.memory: dict[DecoderLayer, KeysValues] = {}
+
+    def update(self, layer: DecoderLayer, x: Tensor, memory: Tensor) -> tuple[KeysValues, KeysValues]:
+        """Add a layer's keys and values of T more tokens, x (B, T, D), and, in the first call, of the memory
+        (B, S, D) -> those of all P + T tokens, and of the memory."""
+        k, v = layer.self_attention.keys_values(x)
+        if layer in self.target:
+            past_k, past_v = self.target[layer]
+            k, v = torch.cat([past_k, k], dim=2), torch.cat([past_v, v], dim=2)
+        else:
+            self.memory[layer] = layer.cross_attention.keys_values(memory)
+        self.target[layer] = k, v
+        return self.target[layer], self.memory[layer]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows of the target, in this order: rows (any number of them), int64."""
+        self.target = select_rows(self.target, rows)
+
+    def select_memory(self, rows: Tensor) -> None:
+        """Keep these rows of the memory, in this order: rows (any number of them), int64."""
+        self.memory = select_rows(self.memory, rows)
+
+
+def select_rows(kept: dict[DecoderLayer, KeysValues], rows: Tensor) -> dict[DecoderLayer, KeysValues]:
+    """Return these rows of the keys and values of every layer."""
+    return {layer: (k.index_select(0, rows), v.index_select(0, rows)) for layer, (k, v) in kept.items()}
+
+
 @dataclass
 class Attentions:
-    """Attention weights of the decoder, one tensor a layer: to the target so far, `decoder`
-    (B n, H, T, P + T), and to the source, `cross` (B, H, n T, S)."""
+    """Attention weights of the decoder, one tensor a layer: to the target so far, `decoder` (B, H, T, P + T),
+    and to the source, `cross` (B, H, T, S)."""
 
     decoder: list[Tensor | None] = field(default_factory=list)
     cross: list[Tensor | None] = field(default_factory=list)
@@ -275,11 +283,10 @@ class Transformer(nn.Module):
         self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.n_decoder_layers))
         self.output_bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.apply(initialise)
-        nn.init.constant_(self.output_bias[config.pad_id], NEVER)
 
     def encode(self, source: Tensor, need_weights: bool = False) -> tuple[Tensor, list[Tensor | None]]:
-        """source (B, S), each row ending in </s> and padded -> memory (B, S, D) and, for each layer, the
-        attention weights (B, H, S, S) if asked for, else None."""
+        """Read source (B, S), each row ending in </s> and padded -> the memory (B, S, D) and, for each layer,
+        the attention weights (B, H, S, S) if asked for, else None."""
         mask = padding_mask(source, self.config.pad_id)
         x = self.embeddings(source)
         weights = []
@@ -288,59 +295,59 @@ class Transformer(nn.Module):
             weights.append(layer_weights)
         return x, weights
 
-    def cache(self, source: Tensor, memory: Tensor) -> Cache:
-        """The start of decoding: source (B, S), memory (B, S, D) -> a cache with no target token in it."""
-        mask = padding_mask(source, self.config.pad_id)
-        return Cache(mask, [layer.cross_attention.keys_values(memory) for layer in self.decoder])
+    def decode(
+        self,
+        target: Tensor,
+        memory: Tensor,
+        memory_mask: Tensor,
+        cache: Cache | None = None,
+        attentions: Attentions | None = None,
+    ) -> Tensor:
+        """Read target (B, T), memory (B, S, D) and memory_mask (B, 1, 1, S) -> hidden states (B, T, D), from
+        which `project` scores the token after each.
 
-    def decode(self, target: Tensor, cache: Cache, attentions: Attentions | None = None) -> Tensor:
-        """Read T more target tokens, at positions P to P + T - 1, and score the one after each of them.
-
-        target (B n, T), which needs no padding mask: what follows a sentence's end is never attended to by
-        what comes before it -> logits (B n, T, V). The cache gains the T tokens. Attention weights of the
-        decoder are appended to `attentions`, if given.
+        The target needs no padding mask: what follows a sentence's end is never attended to by what comes
+        before it. With a cache, which gains them, the T tokens are those after the P tokens of earlier calls.
+        Attention weights are appended to `attentions`, if given.
         """
-        return self.project(self.decoder_states(target, cache, attentions))
-
-    def decoder_states(self, target: Tensor, cache: Cache, attentions: Attentions | None = None) -> Tensor:
-        """What decode makes its logits of: the last layer's output (B n, T, D)."""
-        past, new = cache.length, target.size(1)
+        past, new = cache.length if cache else 0, target.size(1)
         mask = None  # a single token may see all that stands before it
         if new > 1 or attentions is not None:
             mask = causal_mask(past + new, target.device)[:, :, past:]  # (1, 1, T, P + T)
         x = self.embeddings(target, start=past)
-        for i, layer in enumerate(self.decoder):
-            keys_values = cache.extend(i, *layer.self_attention.keys_values(x))
-            x, self_weights, cross_weights = layer(
-                x, keys_values, mask, cache.source[i], cache.source_mask, attentions is not None
-            )
+        for layer in self.decoder:
+            x, self_weights, cross_weights = layer(x, mask, memory, memory_mask, cache, attentions is not None)
             if attentions is not None:
                 attentions.decoder.append(self_weights)
                 attentions.cross.append(cross_weights)
-        cache.length = past + new
+        if cache:
+            cache.length = past + new
         return x
 
-    def project(self, states: Tensor) -> Tensor:
-        """states (..., D) -> logits (..., V)."""
-        return F.linear(states, self.embeddings.token.weight, self.output_bias)
+    def project(self, hidden: Tensor) -> Tensor:
+        """Score the next token: hidden states (..., D) -> logits (..., V). <pad> is never generated: its logit
+        is -inf."""
+        logits = F.linear(hidden, self.embeddings.token.weight, self.output_bias)
+        logits[..., self.config.pad_id] = -math.inf
+        return logits
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
-        """Teacher forcing: all target positions at once, each seeing the reference's words before it.
+        """Score all target positions at once, each seeing the reference's words before it ("teacher forcing").
 
         source (B, S) and target (B, T), the latter beginning with the start token -> logits (B, T, V).
         """
-        return self.project(self.states(source, target))
+        return self.project(self.hidden_states(source, target))
 
-    def states(self, source: Tensor, target: Tensor) -> Tensor:
-        """What forward makes its logits of (B, T, D). Training goes on from here: B * T * V logits are by far
-        the largest tensor of a small model, and its loss can be had without ever holding them all."""
+    def hidden_states(self, source: Tensor, target: Tensor) -> Tensor:
+        """Compute what `forward` projects (B, T, D). Training goes on from here: B * T * V logits are by far the
+        largest tensor of a small model, and its loss needs never hold them all."""
         memory, _ = self.encode(source)
-        return self.decoder_states(target, self.cache(source, memory))
+        return self.decode(target, memory, padding_mask(source, self.config.pad_id))
 
 
 def initialise(module: nn.Module) -> None:
-    """Glorot-uniform matrices; embeddings of deviation d_model^-0.5, which the scaling in Embeddings
-    brings to 1, and zero for the padding token; biases 0."""
+    """Draw matrices Glorot-uniform and embeddings with the deviation d_model^-0.5, which the scaling in
+    Embeddings brings to 1; the padding token's embedding and all biases are 0."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)
