@@ -1,18 +1,18 @@
 """BERT's encoder with its masked-language-modelling head, built bottom up from its parts.
 
 Devlin et al. 2018, "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding"
-(arXiv:1810.04805), whose layers are the encoder layers of Vaswani et al. 2017, "Attention Is All You
-Need" (arXiv:1706.03762).
+(arXiv:1810.04805). Its layers are the encoder layers of Vaswani et al. 2017, "Attention Is All You Need"
+(arXiv:1706.03762).
 
-Legend: B batch, S length of the padded sentences, D d_model, H heads, K = D / H (the papers' d_k),
-V vocabulary, N positions to predict.
+Legend: B batch, S length of the padded sentences, D d_model, H heads, K = D / H (the papers' d_k), V vocabulary,
+N hidden positions, whose tokens are to be predicted.
 
 Deviations from BERT, and why:
-- no segment embedding and no next-sentence head: the input is always one piece of text;
-- no dropout on the attention weights: the fused attention kernels have none on a CPU. What remains is the
-  dropout after the embeddings and after each sublayer (Vaswani et al. 2017, section 5.4), by default 0 where
-  BERT has 0.1, as the bundled text is to be learnt by heart;
-- initial weights scaled by the number of inputs, where BERT has 0.02 everywhere (`initialise`).
+- No segment embedding and no next-sentence head: the input is always one piece of text.
+- No dropout on the attention weights: the fused attention kernels have none on a CPU. There is dropout after the
+  embeddings and after each sublayer (Vaswani et al. 2017, section 5.4), by default 0 instead of BERT's 0.1, because
+  the bundled text is to be learnt by heart.
+- Initial weights are scaled by the number of inputs (`initialise`); BERT's deviation is 0.02 everywhere.
 """
 
 import math
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The sizes of a model, under the papers' names. d_model must be a multiple of n_heads."""
+    """The sizes of a model, under the papers' names. d_model is a multiple of n_heads."""
 
     vocab_size: int
     d_model: int = 128
@@ -40,7 +40,7 @@ class EncoderConfig:
 
 
 def padding_mask(ids: Tensor, pad_id: int) -> Tensor:
-    """Which positions may be attended to: all but padding.
+    """Allow attention to every position but padding.
 
     ids (B, S) -> bool (B, 1, 1, S), True where attention is allowed; it broadcasts over heads and queries.
     """
@@ -48,7 +48,7 @@ def padding_mask(ids: Tensor, pad_id: int) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1, equation 1).
+    """Compute scaled dot-product attention (Vaswani et al. 2017, section 3.2.1, equation 1).
 
         Attention(Q, K, V) = softmax(Q K^T / sqrt(d_k)) V
 
@@ -67,8 +67,8 @@ class MultiHeadSelfAttention(nn.Module):
         MultiHead(X) = Concat(head_1, ..., head_H) W^O
         head_i = Attention(X W_i^Q, X W_i^K, X W_i^V)
 
-    The 3 H projections W_i^Q, W_i^K and W_i^V are one matrix, so that they are one product. Each also has a
-    bias, as in BERT's released code.
+    The 3 H projections W_i^Q, W_i^K and W_i^V are the columns of one matrix, so that they take one product. Each
+    also has a bias, as in BERT's released code.
     """
 
     def __init__(self, d_model: int, n_heads: int):
@@ -80,7 +80,7 @@ class MultiHeadSelfAttention(nn.Module):
         self.output = nn.Linear(d_model, d_model)
 
     def forward(self, x: Tensor, mask: Tensor, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
-        """x (B, S, D), mask (B, 1, 1, S) -> (B, S, D) and, if asked for, the weights (B, H, S, S)."""
+        """Map x (B, S, D), mask (B, 1, 1, S) -> (B, S, D) and, if asked for, the weights (B, H, S, S)."""
         qkv = self.qkv(x).unflatten(-1, (3, self.n_heads, self.d_k))  # (B, S, 3, H, K)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, H, S, K)
         if need_weights:
@@ -95,7 +95,7 @@ class FeedForward(nn.Module):
 
         FFN(x) = GELU(x W_1 + b_1) W_2 + b_2
 
-    BERT has GELU (Devlin et al. 2018, appendix A.2; Hendrycks and Gimpel 2016), the Transformer ReLU.
+    BERT has GELU (Devlin et al. 2018, appendix A.2; Hendrycks and Gimpel 2016), the first Transformer ReLU.
     """
 
     def __init__(self, d_model: int, d_ff: int):
@@ -104,14 +104,16 @@ class FeedForward(nn.Module):
         self.outer = nn.Linear(d_ff, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, S, D) -> (B, S, D)."""
+        """Map x (B, S, D) -> (B, S, D)."""
         return self.outer(F.gelu(self.inner(x)))
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention, then feed-forward, each within LayerNorm(x + Dropout(Sublayer(x))).
+    """Self-attention, then feed-forward, each as the Sublayer of
 
-    Vaswani et al. 2017, sections 3.1 and 5.4: normalisation comes after the residual sum ("post-norm").
+        LayerNorm(x + Dropout(Sublayer(x)))
+
+    The norm comes after the residual sum ("post-norm"; Vaswani et al. 2017, sections 3.1 and 5.4).
     """
 
     def __init__(self, config: EncoderConfig):
@@ -123,7 +125,7 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, mask: Tensor, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
-        """x (B, S, D), mask (B, 1, 1, S) -> (B, S, D) and, if asked for, the weights (B, H, S, S)."""
+        """Map x (B, S, D), mask (B, 1, 1, S) -> (B, S, D) and, if asked for, the weights (B, H, S, S)."""
         attended, weights = self.attention(x, mask, need_weights)
         x = self.attention_norm(x + self.dropout(attended))
         x = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
@@ -131,10 +133,12 @@ class EncoderLayer(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """What a token is plus where it stands: the sum of two learned vectors (Devlin et al. 2018, section 3,
-    figure 2). LayerNorm and dropout are those of BERT's released code.
+    """The sum of two learned vectors, one for the token and one for its position (Devlin et al. 2018, section 3,
+    figure 2).
 
-    x_s = Dropout(LayerNorm(E[id_s] + P[s]))
+        x_s = Dropout(LayerNorm(E[id_s] + P[s]))
+
+    LayerNorm and dropout are those of BERT's released code.
     """
 
     def __init__(self, config: EncoderConfig):
@@ -145,7 +149,7 @@ class Embeddings(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids (B, S) -> (B, S, D)."""
+        """Embed ids (B, S) -> (B, S, D)."""
         positions = torch.arange(ids.size(1), device=ids.device)
         return self.dropout(self.norm(self.token(ids) + self.position(positions)))  # (B, S, D)
 
@@ -160,7 +164,7 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.n_layers))
 
     def forward(self, ids: Tensor, need_weights: bool = False) -> tuple[Tensor, list[Tensor | None]]:
-        """ids (B, S) with S <= max_length -> hidden states (B, S, D) and, for each layer, the attention
+        """Encode ids (B, S) with S <= max_length -> hidden states (B, S, D) and, for each layer, its attention
         weights (B, H, S, S) if asked for, else None."""
         mask = padding_mask(ids, self.pad_id)
         x = self.embeddings(ids)
@@ -172,10 +176,12 @@ class Encoder(nn.Module):
 
 
 class MaskedLMHead(nn.Module):
-    """From hidden states to a score for every token of the vocabulary (Devlin et al. 2018, section 3.1). The
-    transform before the output matrix, and that this is the embedding E, are BERT's released code.
+    """Scores for every token of the vocabulary (Devlin et al. 2018, section 3.1).
 
-    logits = LayerNorm(GELU(h W + b)) E^T + c
+        logits = LayerNorm(GELU(h W + b)) E^T + c
+
+    The transform W, b before the output matrix, and the embedding E as this matrix, are those of BERT's released
+    code.
     """
 
     def __init__(self, config: EncoderConfig):
@@ -184,13 +190,13 @@ class MaskedLMHead(nn.Module):
         self.norm = nn.LayerNorm(config.d_model, config.layer_norm_eps)
         self.decoder = nn.Linear(config.d_model, config.vocab_size)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """hidden (..., D) -> logits (..., V)."""
-        return self.decoder(self.norm(F.gelu(self.transform(hidden))))
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Map hidden_states (..., D) -> logits (..., V)."""
+        return self.decoder(self.norm(F.gelu(self.transform(hidden_states))))
 
 
 class MaskedLanguageModel(nn.Module):
-    """The encoder with the head that predicts the tokens hidden from it."""
+    """The encoder, and the head that predicts the tokens hidden from it."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -202,18 +208,21 @@ class MaskedLanguageModel(nn.Module):
             self.head.decoder.weight = self.encoder.embeddings.token.weight
 
     def forward(self, ids: Tensor, hidden_positions: Tensor | None = None) -> Tensor:
-        """ids (B, S) -> logits (B, S, V).
+        """Predict the token at every position: ids (B, S) -> logits (B, S, V).
 
-        With hidden_positions (B, S), bool and N times True, the logits (N, V) of those positions alone:
-        training needs no others, and the product with V columns is the most expensive of a small model.
+        With hidden_positions (B, S), bool and True at N positions, only at those: logits (N, V). Training needs no
+        others, and in a small model the product with V columns is the most expensive one.
         """
-        states, _ = self.encoder(ids)
-        return self.head(states if hidden_positions is None else states[hidden_positions])
+        hidden_states, _ = self.encoder(ids)
+        return self.head(hidden_states if hidden_positions is None else hidden_states[hidden_positions])
 
 
 def initialise(module: nn.Module) -> None:
-    """Normal weights. BERT's deviation is 0.02 everywhere; here it is 0.02 sqrt(768 / n) for n inputs of a
-    matrix (of embeddings, n = D), so that sums over them keep their size at any width. Biases 0."""
+    """Draw normal weights; set biases to 0.
+
+    The standard deviation is 0.02 sqrt(768 / n) for a matrix with n inputs (for embeddings, n = D), so that sums over
+    the inputs are of the same size at any width. At BERT's own width, 768, it is BERT's 0.02.
+    """
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02 * math.sqrt(768 / module.weight.size(1)))
     if isinstance(module, nn.Linear):

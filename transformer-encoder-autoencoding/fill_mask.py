@@ -14,34 +14,39 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mlm import bert as pretrained
-from mlm.common.command_line import Parser, pick_device, run, whole
+from mlm import MaskFiller
+from mlm.common.command_line import Parser, describe, run_script
 from mlm.common.errors import InputError, one_line
 from mlm.common.lines import numbered_lines
-from mlm.filling import Mistake, Sentence, fill, score
+from mlm.filler import TOP_K, TOP_K_RANGE, Sentence
 from mlm.tokenizer import MASK
 
-HERE = Path(__file__).parent
-TOP_K = 5
-CHUNK, SCORED = 512, 64  # sentences read and held at a time, to fill and to score
+FOLDER = Path(__file__).parent
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("sentences", nargs="*", metavar="SENTENCE", help="with a [MASK] for every hidden word")
-    add("--model", type=Path, default=HERE / "results" / "model", metavar="DIR", help="default: results/model")
-    add("--top-k", type=whole(1), help=f"so many words for each [MASK] (default: {TOP_K})")
-    add("--score", action="store_true", help="pseudo-perplexity and each token's surprisal instead")
-    add("--json", action="store_true", help="one JSON object a line")
-    args = parser.parse_args()
+    add("sentences", nargs="*", metavar="SENTENCE", help=f"a sentence with {MASK} for every hidden word")
+    add(
+        "--model",
+        type=Path,
+        default=FOLDER / "results" / "model",
+        metavar="DIR",
+        help="the model directory (default: results/model)",
+    )
+    add("--top-k", type=TOP_K_RANGE, help=f"the number of words to show for each {MASK} (default: {TOP_K})")
+    add("--score", action="store_true", help="print pseudo-perplexity and each token's surprisal instead")
+    add("--json", action="store_true", help="print one JSON object a line")
+    parser.add_device()
+    args = parser.parse_args(argv)
     if args.score and args.top_k:
         parser.error("--score and --top-k exclude each other: a score shows no other words")
     return args
 
 
 def show(result: dict) -> None:
-    """A result as a person reads it."""
+    """Print a result for a person to read."""
     if "masks" in result:
         print(result["filled"])
         for number, candidates in enumerate(result["masks"], start=1):
@@ -55,8 +60,8 @@ def show(result: dict) -> None:
             print(f"  {token['surprisal']:7.3f}  {token['token']}")
 
 
-def typed() -> Iterator[str]:
-    """What a person types at the prompt, until an empty line or the end of input."""
+def read_interactively() -> Iterator[str]:
+    """Yield what a person types at the prompt, until an empty line or the end of input."""
     print(f"Type a sentence with {MASK}; an empty line ends.", file=sys.stderr)
     while True:
         try:
@@ -68,64 +73,41 @@ def typed() -> Iterator[str]:
         yield sentence
 
 
-def chunks(sentences: Iterable[Sentence], size: int) -> Iterator[list[Sentence]]:
-    """Lists of so many sentences; where one cannot be read, those before it come first."""
-    chunk = []
-    try:
-        for sentence in sentences:
-            chunk.append(sentence)
-            if len(chunk) == size:
-                yield chunk
-                chunk = []
-    except InputError:
-        if chunk:
-            yield chunk
-        raise
-    if chunk:
-        yield chunk
+def given_sentences(args: argparse.Namespace) -> Iterator[Sentence]:
+    """Yield the arguments or, without any, the lines of standard input that are not blank."""
+    if args.sentences:
+        for i, text in enumerate(args.sentences, start=1):
+            yield Sentence(text, f"sentence {i}")
+    else:
+        for number, line in numbered_lines(sys.stdin.buffer, "standard input"):
+            if line := line.strip():
+                yield Sentence(line, f"standard input, line {number}")
 
 
-def main() -> None:
-    args = parse_args()
-    device = pick_device(args.device)
-    model, tokenizer = pretrained.load(args.model, device)
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    filler = MaskFiller.load(args.model, args.device)
 
-    def answer(sentences: list[Sentence]) -> None:
-        """Print the answers, and before a mistake those to the sentences that stand before it."""
-        try:
-            if args.score:
-                results = score(sentences, model, tokenizer, device)
-            else:
-                results = fill(sentences, model, tokenizer, args.top_k or TOP_K, device)
-        except Mistake as mistake:
-            if mistake.index:
-                answer(sentences[: mistake.index])
-            raise
-        for result in results:
+    def answer(sentences: Iterable[Sentence]) -> int:
+        """Print the answers to sentences, and return their number."""
+        results = filler.score_each(sentences) if args.score else filler.fill_each(sentences, args.top_k or TOP_K)
+        answered = 0
+        for answered, result in enumerate(results, start=1):
             if args.json:
                 print(json.dumps(result, ensure_ascii=False))
             else:
                 show(result)
+        return answered
 
     if not args.sentences and sys.stdin.isatty():
-        for text in typed():
+        for text in read_interactively():
             try:
                 answer([Sentence(text, "what you typed")])
             except InputError as error:
-                print(one_line(str(error)), file=sys.stderr)
-        return
-    if args.sentences:
-        sentences = (Sentence(text, f"sentence {i}") for i, text in enumerate(args.sentences, start=1))
-    else:
-        lines = numbered_lines(sys.stdin.buffer, "standard input")
-        sentences = (Sentence(text, f"standard input, line {number}") for number, text in lines)
-    answered = 0
-    for chunk in chunks(sentences, SCORED if args.score else CHUNK):
-        answer(chunk)
-        answered += len(chunk)
-    if not answered:
+                print(one_line(describe(error)), file=sys.stderr)
+    elif not answer(given_sentences(args)):
         raise InputError("no sentence given; pass one as an argument or on standard input")
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)
