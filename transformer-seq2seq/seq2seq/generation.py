@@ -1,97 +1,172 @@
-"""seq2seq.generation"""
+"""Generate for many prompts: their texts as checked token ids, prompts of like length in one batch, and, on a CPU,
+several batches side by side."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
-from typing import BinaryIO
 
+import torch
 from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from decoding import Hypothesis
+from decoding import Hypothesis, Pick, Sampler, generate, top_candidates
 from transformer import Transformer
 
 from .common.errors import InputError, warn
 from .tokenizer import UNK
 
-MOST_UNKNOWN = 1000  # words are remembered to be warned of
+MAX_BATCHES = 4  # side by side: a part of each step is Python, which runs one thread at a time
+MIN_BLOCKWISE = 2**16  # numbers; torch.topk is faster for fewer
+MAX_UNKNOWN = 1000  # words that are remembered
 
 
-def look_up(
-    prompts: list[str], places: list[str], model: Transformer, tokenizer: Tokenizer, unknown: dict[str, None]
+def encode_prompts(
+    prompts: list[str],
+    places: list[str],
+    model: Transformer,
+    tokenizer: Tokenizer,
+    unknown: dict[str, None] | None = None,
 ) -> list[list[int]]:
-    """The ids of prompts; places says of each where it comes from. Words that the model does not know are
-    added to `unknown`, a set in order.
+    """Return the ids of prompts. places: where each comes from, for messages.
 
-    Raises InputError, naming the place, where one is empty or too long for the model.
+    Words that the model does not know are added to `unknown`, an ordered set, or, without it, warned of.
     """
-    for place, prompt in zip(places, prompts, strict=True):
+    if unknown is None:
+        with collect_unknown_words() as unknown:
+            return encode_prompts(prompts, places, model, tokenizer, unknown)
+    for prompt, place in zip(prompts, places, strict=True):
         try:
             prompt.encode()
-        except UnicodeEncodeError:  # how Python holds bytes of the command line that are not UTF-8
+        except UnicodeEncodeError:  # this is how Python represents bytes of the command line that are not UTF-8
             raise InputError(f"{place} is not UTF-8 text; write it in UTF-8") from None
     unk, limit, rows = tokenizer.token_to_id(UNK), model.config.max_length, []
-    for place, prompt, encoding in zip(places, prompts, tokenizer.encode_batch(prompts), strict=True):
+    for prompt, place, encoding in zip(prompts, places, tokenizer.encode_batch(prompts), strict=True):
         if len(encoding) < 2:
             raise InputError(f"{place} is empty; give it a text")
         if len(encoding) > limit:
             raise InputError(f"{place} has {len(encoding)} tokens, the model takes {limit}; shorten it")
-        if unk in encoding.ids:
+        if unk in encoding.ids and len(unknown) < MAX_UNKNOWN:
             spans = zip(encoding.offsets, encoding.ids, strict=True)
             words = [prompt[start:end].strip() for (start, end), token in spans if token == unk]
-            if len(unknown) < MOST_UNKNOWN:
-                unknown |= dict.fromkeys(filter(None, words))
+            unknown |= {word if len(word) < 40 else f"{word[:39]}…": None for word in words if word}
         rows.append(encoding.ids)
     return rows
 
 
-def encode(prompts: list[str], places: list[str], model: Transformer, tokenizer: Tokenizer) -> list[list[int]]:
-    """As look_up, with a warning that names unknown words."""
-    unknown: dict[str, None] = {}
-    rows = look_up(prompts, places, model, tokenizer, unknown)
-    warn_of(unknown)
-    return rows
-
-
-def warn_of(unknown: dict[str, None]) -> None:
-    """Say which words the model does not know, if there are any."""
-    if unknown:
-        words = [word if len(word) < 40 else f"{word[:39]}…" for word in islice(unknown, 5)]
-        at_least = "at least " if len(unknown) >= MOST_UNKNOWN else ""
-        more = f" and {at_least}{len(unknown) - 5} more" if len(unknown) > 5 else ""
-        warn(f"unknown to the model, which sees {UNK} for it: {', '.join(words)}{more}")
-
-
-def sound(found: list[list[Hypothesis]]) -> list[list[Hypothesis]]:
-    """The outputs, if there are some for every prompt. Raises InputError where there are none, as of weights
-    that are far too large, with which all probabilities are NaN."""
-    if not all(found):
-        raise InputError("the model answers with what is no number, so its weights are damaged; get it anew")
-    return found
-
-
-def encoded_chunks(
-    lines: Iterator[str],
+def encode_lines(
+    lines: Iterator[tuple[int, str]],
     name: str,
     model: Transformer,
     tokenizer: Tokenizer,
     size: int,
     unknown: dict[str, None],
 ) -> Iterator[tuple[list[str], dict[int, list[int]]]]:
-    """Read `size` lines at a time: the lines, and the ids of those that are not blank, by their place among
-    them. Raises InputError where all are blank, or one cannot be answered."""
-    before, answerable = 0, False
+    """Encode a stream of numbered lines, a prompt a line, of which blank ones stay blank.
+
+    Yield `size` lines at a time, and the ids of those that are not blank by their place among them. name: the
+    stream in messages; unknown: as for encode_prompts.
+    """
+    empty = True
     while chunk := list(islice(lines, size)):
-        asked = [i for i, line in enumerate(chunk) if line.strip()]
-        places = [f"{name}, line {before + i + 1}," for i in asked]
-        ids = look_up([chunk[i] for i in asked], places, model, tokenizer, unknown)
-        yield chunk, dict(zip(asked, ids, strict=True))
-        before, answerable = before + len(chunk), answerable or bool(asked)
-    if not answerable:
-        raise InputError(f"{name}: holds no text; a prompt a line is needed")
+        filled = [i for i, (_, line) in enumerate(chunk) if line.strip()]
+        places = [f"{name}, line {chunk[i][0]}," for i in filled]
+        ids = encode_prompts([chunk[i][1] for i in filled], places, model, tokenizer, unknown)
+        yield [line for _, line in chunk], dict(zip(filled, ids, strict=True))
+        empty = empty and not filled
+    if empty:
+        raise InputError(f"{name}: contains no text; write one prompt per line")
 
 
-def position(stream: BinaryIO) -> int | None:
-    """Where a stream is, if it can be read again from there: a file can, a pipe or a terminal cannot."""
+@contextmanager
+def collect_unknown_words() -> Iterator[dict[str, None]]:
+    """Yield an ordered set for unknown words; when the block ends, in whatever way, warn of them in one line."""
+    unknown: dict[str, None] = {}
     try:
-        return stream.tell()
-    except OSError:
-        return None
+        yield unknown
+    finally:
+        if unknown:
+            at_least = "at least " if len(unknown) >= MAX_UNKNOWN else ""
+            more = f" and {at_least}{len(unknown) - 5} more" if len(unknown) > 5 else ""
+            warn(f"unknown to the model, which sees {UNK} for it: {', '.join(islice(unknown, 5))}{more}")
+
+
+def require_outputs(found: list[list[Hypothesis]]) -> list[list[Hypothesis]]:
+    """Return the outputs if every prompt has some: with weights that are far too large all probabilities are NaN."""
+    if not all(found):
+        raise InputError("the model outputs NaN: its weights are damaged; download it again")
+    return found
+
+
+def blockwise_topk(x: Tensor, k: int, block: int = 64) -> tuple[Tensor, Tensor]:
+    """Compute x.topk(k) along the last dimension, faster if it is long: the k largest numbers stand in the k blocks
+    whose maxima are the largest. x (..., V) -> values and indices (..., k)."""
+    blocks = x.size(-1) // block
+    if k >= blocks:
+        return x.topk(k)
+    whole = x[..., : blocks * block].unflatten(-1, (blocks, block))
+    chosen = whole.amax(dim=-1).topk(k).indices[..., None]  # (..., k, 1)
+    values = whole.gather(-2, chosen.expand(*chosen.shape[:-1], block)).flatten(-2)  # (..., k block)
+    indices = (chosen * block + torch.arange(block, device=x.device)).flatten(-2)
+    rest = torch.arange(blocks * block, x.size(-1), device=x.device)
+    values = torch.cat([values, x[..., blocks * block :]], dim=-1)
+    indices = torch.cat([indices, rest.expand(*indices.shape[:-1], -1)], dim=-1)
+    best = values.topk(k)
+    return best.values, indices.gather(-1, best.indices)
+
+
+def fast_top_candidates(log_probs: Tensor, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute top_candidates, with blockwise_topk if there are many numbers."""
+    return top_candidates(log_probs, sums, blockwise_topk if log_probs.numel() > MIN_BLOCKWISE else torch.topk)
+
+
+def generate_all(
+    model: Transformer,
+    sources: list[list[int]],
+    max_length: int,
+    batch_size: int = 64,
+    beam: int = 1,
+    length_penalty: float = 1.0,
+    pick: Pick = fast_top_candidates,
+) -> list[list[Hypothesis]]:
+    """Generate for any number of sources, each ending in </s>, as decoding.generate does for a batch: sources of like
+    length together, batch_size at a time -> the hypotheses for each, in the order of the sources."""
+    pad_id, device = model.config.pad_id, model.output_bias.device
+    order = sorted(range(len(sources)), key=lambda i: len(sources[i]), reverse=True)
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+    def decode(rows: list[int]) -> list[list[Hypothesis]]:
+        source = pad_sequence([torch.tensor(sources[i]) for i in rows], batch_first=True, padding_value=pad_id)
+        return generate(model, source.to(device), max_length, beam, length_penalty, pick)
+
+    results: list[list[Hypothesis]] = [[] for _ in sources]
+    with side_by_side(model, batch_size * beam, pick) as count:
+        workers = ThreadPoolExecutor(count)
+        answers: Iterable[list[list[Hypothesis]]] = (workers.map if count > 1 else map)(decode, batches)
+        try:
+            for rows, found in zip(batches, answers, strict=True):
+                for i, hypotheses in zip(rows, found, strict=True):
+                    results[i] = hypotheses
+        finally:  # also when interrupted: no other batch begins
+            workers.shutdown(cancel_futures=True)
+    return results
+
+
+@contextmanager
+def side_by_side(model: Transformer, rows: int, pick: Pick) -> Iterator[int]:
+    """Yield the number of batches, of `rows` rows each, to decode at once. PyTorch uses one thread for each.
+
+    On a CPU the products of a narrow model's step are so small that several threads wait for each other longer
+    than they work. So each core has a batch of its own, unless a batch has so few rows that Python, which runs one
+    thread at a time, takes most of the time, or tokens are drawn, whose order makes the results repeatable.
+    """
+    threads = torch.get_num_threads()
+    if model.config.d_model >= 256 or model.output_bias.device.type != "cpu":
+        yield 1
+        return
+    torch.set_num_threads(1)
+    try:
+        yield min(MAX_BATCHES, threads) if rows >= 8 and not isinstance(pick, Sampler) else 1
+    finally:
+        torch.set_num_threads(threads)
