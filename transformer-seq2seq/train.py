@@ -1,252 +1,329 @@
-"""Train the encoder-decoder Transformer on pairs: a prompt, and the text that should come of it.
+"""Train the encoder-decoder Transformer on pairs: a prompt, and the text to make of it.
 
     python3 train.py                                   the bundled pairs, about a minute
     python3 train.py --pairs my.tsv --tokenizer bpe --max-minutes 30 --output my-run
-    python3 train.py --resume                          go on after an interruption
+    python3 train.py --resume                          continue after an interruption
 
-Writes to --output (default: this folder): model/ (a Hugging Face MarianMT directory), samples/metrics.jsonl
-(a line for every evaluation), samples/metrics.json (the final figures), samples/loss_curve.png,
-samples/outputs.tsv (held-out prompts, references, outputs), tokens/ (the pairs as token ids, used again while
-they are the same), checkpoint.pt and checkpoint.before.pt (for --resume). The model directory is replaced
-only when a run ends or is interrupted.
+Writes to --output (default: samples/ beside this file): model/ (a Hugging Face MarianMT directory), metrics.jsonl
+(a line for every evaluation), metrics.json (the final figures), loss_curve.png, outputs.tsv (held-out prompts,
+references, outputs), tokens/ (the pairs as token ids, used again while the pairs are the same), checkpoint.pt and
+checkpoint.before.pt (for --resume). The model directory is replaced only when a run ends or is interrupted.
 
-Memory does not grow with the corpus. Of more than 30 MB of pairs, the vocabulary is learnt from an evenly
+Memory does not grow with the corpus. From more than 30 MB of pairs, the vocabulary is learnt from an evenly
 spread part of about that size.
 """
 
-import argparse
+import json
+import math
+import time
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from tokenizers import Tokenizer
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
 
-from seq2seq import marian as pretrained
-from seq2seq import metrics as evaluation
+from seq2seq import marian
 from seq2seq.common import checkpoint
-from seq2seq.common.command_line import Interrupt, Parser, pick_device, real, run, whole
-from seq2seq.common.distributed import Team
+from seq2seq.common.budget import Budget, not_significantly_worse
+from seq2seq.common.checkpoint import Progress
+from seq2seq.common.command_line import Interrupt, Parser, add_flags, from_flags, pick_device, run_script
+from seq2seq.common.distributed import DistributedContext, seed_all
 from seq2seq.common.errors import InputError, warn
-from seq2seq.common.fast_cpu import best_precision
-from seq2seq.common.files import claimed, fingerprint
-from seq2seq.common.token_store import Store
-from seq2seq.dataset import PairCorpus, tokenize
-from seq2seq.marian_tokenizer import FILES, MarianTokenizer
-from seq2seq.muon import Muon
-from seq2seq.pairs import Pairs
-from seq2seq.tokenizer import PAD, load_tokenizer, train_tokenizer
-from seq2seq.training import Run
-from transformer import Transformer, TransformerConfig
+from seq2seq.common.fast_cpu import fast_training, short_row_attention
+from seq2seq.common.files import output_lock, write_text
+from seq2seq.config import RESUME_INVARIANTS, TrainConfig
+from seq2seq.dataset import Batch, Data, prepare_data
+from seq2seq.loss import CHUNK, IGNORE, token_losses
+from seq2seq.metrics import write_report
+from seq2seq.muon import make_optimizers
+from seq2seq.tokenizer import PAD
+from transformer import Transformer
 
-HERE = Path(__file__).parent
-DEFAULT_EPOCHS = 60
-VOCAB_SIZE = {"word": 30_000, "bpe": 8_000}
-SMALL_BATCH, LARGE_BATCH = 1024, 4096
-OF_INIT = "tokenizer", "vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "dropout"  # not with --init
-# what is fixed when a run is resumed
-FIXED = "seed", "batch_tokens", "optimizer", "learning_rate", "warmup_steps", "label_smoothing"
+SAVE_SECONDS = 60  # the longest time between two checkpoints
 
 
-def parse_args(flags: list[str] | None = None) -> argparse.Namespace:
-    size = {f.name: f.default for f in fields(TransformerConfig)}
-    parser = Parser(__doc__)
-    add = parser.add_argument
-    add("--pairs", type=Path, nargs="+", metavar="TSV", help="UTF-8, a pair a line (default: data/train.tsv)")
-    add("--held-out", type=Path, metavar="TSV", help="pairs to evaluate on (default: one source in 20)")
-    add("--source-column", metavar="NAME", help="header or number (default: source, or the first)")
-    add("--target-column", metavar="NAME", help="header or number (default: target, or the second)")
-    add("--init", type=Path, metavar="DIR", help="go on with this MarianMT's weights, sizes and tokenizer")
-    add("--tokenizer", choices=list(VOCAB_SIZE), default="word", help="what a token is")
-    add(
-        "--vocab-size",
-        type=whole(10, 1_000_000),
-        help="at most so many tokens (default: 30,000 words, 8,000 subwords; of these at least 300)",
-    )
-    add("--d-model", type=whole(1, 65_536), default=size["d_model"], help="width")
-    add("--n-layers", type=whole(1, 1_000), default=size["n_encoder_layers"], help="layers of each stack")
-    add("--n-heads", type=whole(1, 65_536), default=size["n_heads"], help="attention heads a layer")
-    add("--d-ff", type=whole(1, 1_000_000), default=size["d_ff"], help="inner width of the feed-forward part")
-    add("--dropout", type=real(0, 0.99), default=size["dropout"], help="dropout rate")
-    add("--max-length", type=whole(2, 100_000), default=size["max_length"], help="most tokens on a side")
-    add(
-        "--epochs",
-        type=whole(1),
-        help=f"passes over the pairs (default: {DEFAULT_EPOCHS} if no limit is set)",
-    )
-    add("--max-steps", type=whole(1), help="stop after so many updates")
-    add("--max-minutes", type=real(0.001), help="stop after so many minutes")
-    add(
-        "--batch-tokens",
-        type=whole(2),
-        help=f"a batch's tokens on a side, with padding (default: {SMALL_BATCH:,}, or on a GPU "
-        f"{LARGE_BATCH:,} for pairs with more than {100 * LARGE_BATCH:,} target tokens)",
-    )
-    add("--optimizer", choices=["adam", "muon"], default="adam", help="of the layers' matrices; else Adam")
-    add("--learning-rate", type=real(1e-9, 10), default=2e-3, help="the highest, before the cosine")
-    add("--warmup-steps", type=whole(0), default=100, help="updates until it is reached")
-    add("--label-smoothing", type=real(0, 0.99), default=0.1, help="probability spread over all tokens")
-    add("--precision", choices=["fp32", "bf16"], help="of the matrix products (default: fastest)")
-    add("--seed", type=whole(0), default=0, help="of weights, order, dropout, and what is held out")
-    add("--resume", action="store_true", help="go on from the checkpoint in --output")
-    add("--output", type=Path, default=HERE, metavar="DIR", help="default: this folder")
-    args = argparse.Namespace(**dict.fromkeys(OF_INIT))  # None: was not given
-    parser.parse_args(flags, args)
-    own = [f"--{name}".replace("_", "-") for name in OF_INIT if getattr(args, name) is not None]
-    if args.init and own:
-        parser.error(f"--init and {own[0]} exclude each other: the directory has its own")
-    for name in OF_INIT:
-        if getattr(args, name) is None:
-            setattr(args, name, parser.get_default(name))
-    if args.d_model % args.n_heads:
-        parser.error(f"--d-model {args.d_model} is not a multiple of --n-heads {args.n_heads}")
-    if args.tokenizer == "bpe" and args.vocab_size and args.vocab_size < 300:
-        parser.error(f"--vocab-size {args.vocab_size}: subwords are made of 256 bytes; give 300 or more")
-    if args.epochs is args.max_steps is args.max_minutes is None:
-        args.epochs = DEFAULT_EPOCHS
-    if args.pairs is None:
-        args.pairs = [HERE / "data" / "train.tsv"]
-        args.held_out = args.held_out or HERE / "data" / "held_out.tsv"
-    return args
+def learning_rate(step: int, fraction: float, peak: float, warmup_steps: int) -> float:
+    """Compute linear warm-up times half a cosine, where the paper falls as step^-0.5 (Vaswani et al. 2017, section
+    5.3). It ends at zero together with the budget, of which `fraction`, from 0 to 1, is used up."""
+    return peak * min(1.0, (step + 1) / max(1, warmup_steps)) * 0.5 * (1 + math.cos(math.pi * min(1.0, fraction)))
 
 
-def new_model(args: argparse.Namespace, tokenizer: Tokenizer) -> Transformer:
-    """Random weights for the vocabulary of a tokenizer."""
-    config = TransformerConfig(
-        vocab_size=tokenizer.get_vocab_size(),
-        pad_id=tokenizer.token_to_id(PAD),
-        n_encoder_layers=args.n_layers,
-        n_decoder_layers=args.n_layers,
-        **{name: getattr(args, name) for name in ("d_model", "n_heads", "d_ff", "dropout", "max_length")},
-    )
-    torch.manual_seed(args.seed)
-    return Transformer(config)
+@dataclass
+class Trainer:
+    """A model in training: update() is a training step, evaluate() scores the held-out pairs and keeps the weights
+    if they are good, train() is the loop around both, save() writes what restore() needs to continue exactly."""
+
+    config: TrainConfig
+    context: DistributedContext
+    data: Data
+    model: Transformer
+    progress: Progress = field(default_factory=Progress)
+    kept: dict[str, Tensor] | None = None  # the best weights so far
+    saved: bool = False  # True if there is a checkpoint of this run
+    interrupt: Interrupt | None = None
+    interrupted: bool = False  # any process
+
+    def __post_init__(self):
+        self.optimizers = make_optimizers(self.model, self.config.optimizer, self.config.precision)
+        self.started = time.monotonic()
+        invariants = {name: getattr(self.config, name) for name in RESUME_INVARIANTS}
+        self.run_config = {**invariants, **asdict(self.model.config), **self.data.cache_key}
+
+    def update(self, indices: np.ndarray, fraction: float) -> None:
+        """Train on the pairs with these indices. fraction: the part of the budget that is used up."""
+        config, context, progress = self.config, self.context, self.progress
+        seed_all(config.seed, progress.step, context.rank)  # dropout
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(progress.step, fraction, config.learning_rate, config.warmup_steps)
+        n_tokens = int(self.data.train.target.lengths[indices].sum())  # in all processes together
+
+        self.model.train()
+        self.model.zero_grad()
+        loss = nll = torch.zeros(())
+        if len(shard := context.shard(indices)):
+            batch = self.data.train.batch(shard).to(context.device)
+            loss, nll = self.losses(batch)
+            (loss / n_tokens).backward()
+        loss_sum, nll_sum, *status = context.all_reduce_gradients(
+            self.model.parameters(), loss.item(), nll.item(), *self.status()
+        )
+        self.check_finite(loss_sum)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+        progress.step += 1
+        progress.tokens += n_tokens
+        progress.nll += nll_sum
+        progress.nll_tokens += n_tokens
+        self.take_note(*status)
+
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Compute the label-smoothed loss and -log p of a batch's labels under teacher forcing, summed (nats)."""
+        scored = batch.labels != IGNORE
+        with fast_training(self.context.device, self.config.precision, short_row_attention):
+            hidden_states = self.model.hidden_states(batch.source, batch.target)[scored]  # (N, D)
+        weight, bias = self.model.embeddings.token.weight, self.model.output_bias
+        labels, smoothing = batch.labels[scored], self.config.label_smoothing
+        return token_losses(hidden_states, weight, bias, labels, smoothing, self.config.precision)
+
+    def check_finite(self, loss: float) -> None:
+        """Refuse a loss that is infinite or NaN."""
+        if not math.isfinite(loss):
+            remedy = "; for a model of the weights kept so far, --resume --max-steps 1" if self.saved else ""
+            step = self.progress.step
+            raise InputError(f"the loss is no longer finite at step {step}; lower the rate{remedy}", "learning_rate")
+
+    def status(self) -> tuple[float, bool]:
+        """Return what the processes add up: the run's seconds by rank 0's clock, and if this process is interrupted."""
+        seconds = self.context.is_main * (time.monotonic() - self.started)
+        return seconds, self.interrupt is not None and self.interrupt.requested
+
+    def take_note(self, seconds: float, interrupts: float) -> None:
+        """Take the sums of what status() returned in all processes, so that all stop at the same step."""
+        self.progress.seconds, self.interrupted = seconds, interrupts > 0
+
+    @torch.no_grad()
+    def score_held_out(self) -> tuple[float, float, int]:
+        """Return loss and accuracy over all held-out target tokens under teacher forcing, and their number."""
+        self.model.eval()
+        nll, right, count = 0.0, 0, 0
+        for indices in self.data.held_out.batches(self.config.batch_tokens, 0):
+            batch = self.data.held_out.batch(indices).to(self.context.device)
+            scored = batch.labels != IGNORE
+            hidden_states = self.model.hidden_states(batch.source, batch.target)[scored]  # (N, D)
+            parts = hidden_states.split(CHUNK), batch.labels[scored].split(CHUNK)
+            for part, labels in zip(*parts, strict=True):
+                logits = self.model.project(part)  # (<= CHUNK, V)
+                nll += F.cross_entropy(logits, labels, reduction="sum").item()
+                right += int((logits.argmax(dim=-1) == labels).sum())
+                count += len(labels)
+        self.check_finite(nll)
+        return nll / count, right / count, count
+
+    def evaluate(self) -> None:
+        """Add a record to the curve, and keep the weights unless earlier ones were significantly better: of equally
+        good weights the last, which were trained longest."""
+        loss, accuracy, count = self.score_held_out()
+        progress = self.progress
+        progress.curve.append(
+            {
+                "epoch": progress.epoch,
+                "step": progress.step,
+                "seconds": round(progress.seconds, 2),
+                "tokens": progress.tokens,
+                "train_loss": progress.nll / progress.nll_tokens,
+                "held_out_loss": loss,
+                "held_out_token_accuracy": accuracy,
+                "learning_rate": self.optimizers[0].param_groups[0]["lr"],
+            }
+        )
+        progress.nll, progress.nll_tokens = 0.0, 0
+        if not_significantly_worse(accuracy, progress.best_accuracy, count):
+            progress.kept = len(progress.curve) - 1
+            self.kept = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+        progress.best_accuracy = max(accuracy, progress.best_accuracy)
+
+    def batches(self, epoch: int) -> Sequence[np.ndarray]:
+        """Return the batches of an epoch, which the seed decides."""
+        return self.data.train.batches(self.config.batch_tokens, [self.config.seed, epoch])
+
+    def train(self, interrupt: Interrupt) -> None:
+        """Update until the budget is used up or a process is interrupted; evaluate and save on the way."""
+        config, progress, context = self.config, self.progress, self.context
+        batches = self.batches(progress.epoch)
+        budget = Budget.of(config.epochs, config.max_steps, config.max_minutes, len(batches))
+        evaluate_every = min(max(len(batches), 50), 1000)
+        self.interrupt, self.started, saved = interrupt, time.monotonic() - progress.seconds, progress.seconds
+        if budget.fraction(progress.step, progress.seconds) < 1:
+            self.record_part()
+        self.take_note(*context.all_reduce(*self.status()))
+        bar = tqdm(initial=progress.step, unit="step", dynamic_ncols=True, disable=not context.is_main)
+        bar.total = budget.max_steps if budget.max_steps < math.inf else None
+        try:
+            while (done := budget.fraction(progress.step, progress.seconds)) < 1 and not self.interrupted:
+                self.update(batches[progress.position], done)
+                progress.position += 1
+                if progress.position == len(batches):
+                    progress.epoch, progress.position = progress.epoch + 1, 0
+                    batches = self.batches(progress.epoch)
+                over = budget.fraction(progress.step, progress.seconds) >= 1
+                if due := over or progress.step % evaluate_every == 0:
+                    if context.is_main:
+                        self.evaluate()
+                        last = progress.curve[-1]
+                        losses = {name: f"{last[name]:.3f}" for name in ("train_loss", "held_out_loss")}
+                        bar.set_postfix(epoch=progress.epoch, refresh=False, **losses)
+                    self.take_note(*context.all_reduce(*self.status()))
+                if context.is_main and (due or self.interrupted or progress.seconds > saved + SAVE_SECONDS):
+                    self.save()
+                    saved = time.monotonic() - self.started
+                bar.update()
+        except OSError:  # the bar cannot be written any more, as after `2>&1 | head`
+            self.save()
+            raise
+        bar.close()
+
+    def record_part(self) -> None:
+        """Note budget, device and precision, which may change when a run is resumed."""
+        part = {name: getattr(self.config, name) for name in ("epochs", "max_steps", "max_minutes", "precision")}
+        part |= {"device": self.context.device.type, "processes": self.context.world_size}
+        if not self.progress.parts or part.items() - self.progress.parts[-1].items():
+            self.progress.parts.append({"from_step": self.progress.step, **part})
+
+    def save(self) -> None:
+        """Write the checkpoint from which a run continues exactly here, and the curve so far."""
+        state = {
+            "run_config": self.run_config,
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "kept": self.kept,
+            "progress": asdict(self.progress),
+        }
+        checkpoint.save(self.config.checkpoint, state)
+        self.saved = True
+        self.save_curve()
+
+    def save_curve(self) -> None:
+        """Write metrics.jsonl."""
+        lines = "".join(json.dumps(record) + "\n" for record in self.progress.curve)
+        write_text(self.config.output / "metrics.jsonl", lines)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to the state that save() wrote."""
+        checkpoint.check_run(self.config.checkpoint, state, self.run_config)
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.kept, self.progress, self.saved = state["kept"], Progress(**state["progress"]), True
 
 
-def new_optimizers(args: argparse.Namespace, model: Transformer) -> list[torch.optim.Optimizer]:
-    """Adam with the paper's constants (section 5.3) for all weights; with Muon, which is for the matrices of
-    the layers, for the others: vectors, and the embedding, whose rows are each a token's."""
-    matrices = []
-    if args.optimizer == "muon":
-        layers = [*model.encoder.parameters(), *model.decoder.parameters()]
-        matrices = [weight for weight in layers if weight.ndim == 2]
-    others = [weight for weight in model.parameters() if not any(weight is taken for taken in matrices)]
-    adam = torch.optim.Adam(others, betas=(0.9, 0.98), eps=1e-9, fused=True)
-    if not matrices:
-        return [adam]
-    return [adam, Muon(matrices, dtype=torch.bfloat16 if args.precision == "bf16" else torch.float32)]
-
-
-def prepare(args: argparse.Namespace, team: Team) -> tuple[Run, Tokenizer | MarianTokenizer]:
-    """A Run at its beginning or, with --resume, where its last state left it, and the tokenizer.
-
-    The pairs are tokenized into tokens/ in the output directory, unless that was made from the same pairs in
-    the same way.
-    """
-    path = args.output / "checkpoint.pt"
-    last = checkpoint.load(path) if args.resume else None
-    with team.leader_first():
-        pairs = Pairs(args.pairs, args.held_out, (args.source_column, args.target_column), args.seed)
-        vocabulary = [args.tokenizer, args.vocab_size or VOCAB_SIZE[args.tokenizer]]
-        max_length = args.max_length
-        if args.init:
-            model, tokenizer = pretrained.load(args.init, team.device)
+def build_trainer(config: TrainConfig, context: DistributedContext) -> Trainer:
+    """Return a trainer at its beginning or, if the configuration says so, at its last checkpoint."""
+    last = checkpoint.load(config.checkpoint) if config.resume else None
+    with context.main_process_first():
+        model = tokenizer = None
+        if config.init:
+            model, tokenizer = marian.load(config.init, context.device)
             if model.config.pad_id != model.config.vocab_size - 1:
                 raise InputError(
-                    f"{args.init}: <pad> is not the last id; such a model can be used, but not trained here"
+                    f"{config.init}: <pad> is not the last id; this model can be used, but not trained here"
                 )
-            files = FILES if isinstance(tokenizer, MarianTokenizer) else ["tokenizer.json"]
-            vocabulary = [fingerprint(args.init / file)["sha256"] for file in files]
-            max_length = min(max_length, model.config.max_length)
-        recipe = pairs.recipe | {"vocabulary": vocabulary, "max_length": max_length}
-        store = Store(args.output / "tokens", recipe)
-        if last:
-            checkpoint.check(path, last, {"seed": args.seed, **recipe})
-        if notes := store.read():
-            pairs.recall(notes)
-        else:
-            pairs.hold_out()
-        if not args.init:
-            if notes:
-                tokenizer = load_tokenizer(store.folder / "tokenizer.json")
-            else:
-                tokenizer = train_tokenizer(pairs.sample("learning the vocabulary"), *vocabulary)
-            model = new_model(args, tokenizer).to(team.device)
-        held_out = PairCorpus.of(pairs.held_out, tokenizer, max_length)
-        if not notes:
-            tokenize(pairs, tokenizer, max_length, store)
-    corpus = PairCorpus.open(store, tokenizer)
-    pairs.warn()
-    if len(corpus) < pairs.kept or len(held_out) < len(pairs.held_out):
-        warn(
-            f"left out {pairs.kept - len(corpus)} training and {len(pairs.held_out) - len(held_out)} "
-            f"held-out pairs of more than {max_length} tokens on a side; raise --max-length to keep them"
-        )
-    if not last and checkpoint.newer(path, args.output / "model" / "config.json"):
-        warn(f"{path}: is of a run that did not end, and is written over; --resume would go on with it")
-    args.precision = args.precision or best_precision(team.device)
-    # on a CPU, in runs of some minutes, small batches taught more and were hardly slower
-    large = team.device.type != "cpu" and len(corpus.target.ids) > 100 * LARGE_BATCH
-    args.batch_tokens = args.batch_tokens or (LARGE_BATCH if large else SMALL_BATCH)
-    fixed = {name: getattr(args, name) for name in FIXED}
-    identity = {**fixed, **asdict(model.config), **recipe}
-    run = Run(args, team, model, new_optimizers(args, model), pairs, corpus, held_out, identity)
+            config = replace(config, max_length=min(config.max_length, model.config.max_length))
+        data = prepare_data(config, tokenizer, last)
+    if model is None:
+        torch.manual_seed(config.seed)
+        model = Transformer(config.model_config(data.tokenizer.get_vocab_size(), data.tokenizer.token_to_id(PAD)))
+    if not last and checkpoint.is_unfinished(config.checkpoint, config.output / "model" / "config.json"):
+        warn(f"{config.checkpoint}: overwriting the checkpoint of an unfinished run (use --resume to continue it)")
+    config = config.resolve(context.device, len(data.train.target.ids))
+    trainer = Trainer(config, context, data, model.to(context.device))
     if last:
-        run.restore(last)
-    return run, tokenizer
+        trainer.restore(last)
+    return trainer
 
 
-def main() -> None:
-    args = parse_args()
-    team = Team.join(pick_device(args.device))
-    with claimed(args.output) if team.leads else nullcontext():
-        train(args, team)
-
-
-def train(args: argparse.Namespace, team: Team) -> None:
-    """The whole run: prepare, train, save the model, report."""
-    state, tokenizer = prepare(args, team)
-    n_parameters = sum(parameter.numel() for parameter in state.model.parameters())
-    if team.leads:
+def train(config: TrainConfig, context: DistributedContext) -> None:
+    """Do a whole run: prepare, train, save the model, report."""
+    trainer = build_trainer(config, context)
+    data, n_parameters = trainer.data, sum(weight.numel() for weight in trainer.model.parameters())
+    if context.is_main:
         print(
-            f"{len(state.corpus):,} pairs to train on, {len(state.held_out):,} held out; "
-            f"vocabulary of {tokenizer.get_vocab_size():,}; {n_parameters:,} parameters on {team}"
+            f"{len(data.train):,} pairs to train on, {len(data.held_out):,} held out; "
+            f"vocabulary of {data.tokenizer.get_vocab_size():,}; {n_parameters:,} parameters on {context}"
         )
     interrupt = Interrupt()
-    interrupted = state.train(interrupt)
-    team.leave()
-    if not team.leads:
+    trainer.train(interrupt)
+    context.destroy()
+    if not context.is_main:
         return
-    if not state.progress.step:
-        raise KeyboardInterrupt("interrupted before the first step; no model was written")
-    model = args.output / "model"
-    if interrupted and state.kept is None and model.exists():
-        raise KeyboardInterrupt(f"interrupted before the first evaluation; {model} is as it was, --resume goes on")
-    if state.kept is None or (interrupted and state.progress.nll_tokens):  # updates since the last one
-        state.evaluate()
-        state.save_curve()
-    state.model.load_state_dict(state.kept)
-    pretrained.save(model, state.model, tokenizer)
-    for name in ("metrics.json", "loss_curve.png", "outputs.tsv"):  # of a model that was here before
-        (args.output / "samples" / name).unlink(missing_ok=True)
+    directory = config.output / "model"
+    save_model(trainer, directory)
     interrupt.release()
-    if interrupted or interrupt.asked:
-        raise KeyboardInterrupt(f"interrupted; the model so far is in {model}, --resume goes on")
+    if trainer.interrupted or interrupt.requested:
+        raise KeyboardInterrupt(f"interrupted; the model so far is in {directory}; continue with --resume")
+    write_report(trainer.model, data, trainer.progress, config.output)
 
-    progress = state.progress
-    figures = {
-        "epochs": progress.epoch,
-        "steps": progress.step,
-        "seconds": round(progress.seconds, 1),
-        "parameters": n_parameters,
-        **{name: progress.curve[progress.kept][name] for name in ("train_loss", "held_out_loss")},
-    }
-    if len(progress.parts) > 1:  # a continuation had another budget, device or precision
-        figures["parts"] = progress.parts
-    pairs = state.pairs
-    evaluation.draw_curve(progress.curve, args.output / "samples" / "loss_curve.png")
-    evaluation.report(state.model, tokenizer, pairs, pairs.held_out, figures, args.output / "samples")
+
+def save_model(trainer: Trainer, directory: Path) -> None:
+    """Write a model directory with the best weights, and remove the figures of the model that was there."""
+    if not trainer.progress.step:
+        raise KeyboardInterrupt("interrupted before the first step; no model was written")
+    if trainer.interrupted and not trainer.kept and directory.exists():
+        raise KeyboardInterrupt(
+            f"interrupted before the first evaluation; {directory} is as it was; continue with --resume"
+        )
+    if not trainer.kept or (trainer.interrupted and trainer.progress.nll_tokens):  # updates since the last evaluation
+        trainer.evaluate()
+        trainer.save_curve()
+    trainer.model.load_state_dict(trainer.kept)
+    marian.save(directory, trainer.model, trainer.data.tokenizer)
+    for name in ("metrics.json", "loss_curve.png", "outputs.tsv"):
+        (directory.parent / name).unlink(missing_ok=True)
+
+
+def parse_args(argv: list[str] | None = None) -> tuple[TrainConfig, str]:
+    """Return the configuration that the flags ask for, and the name of the device."""
+    parser = Parser(__doc__)
+    add_flags(parser, TrainConfig)
+    parser.add_device()
+    args = parser.parse_args(argv)
+    return from_flags(TrainConfig, args), args.device
+
+
+def main(argv: list[str] | None = None) -> None:
+    config, device = parse_args(argv)
+    context = DistributedContext.join(pick_device(device))
+    with output_lock(config.output) if context.is_main else nullcontext():
+        train(config, context)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -1,129 +1,249 @@
-"""seq2seq.dataset"""
+"""From pairs of texts to batches of token ids: both sides are split into tokens of one vocabulary, once, and pairs
+of like length are batched.
 
-from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass
+Legend: B pairs of a batch, S and T lengths of their longest source and target, </s> included.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
 from itertools import chain, compress
+from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from .common.batching import Plan
-from .common.errors import InputError
-from .common.token_store import Sequences, Store, Writer, gathered, mapped
-from .pairs import Pair, Pairs, chunks
-from .tokenizer import IGNORE, PAD
+from .common import checkpoint
+from .common.batching import BatchSampler
+from .common.errors import InputError, warn
+from .common.files import fingerprint
+from .common.lines import MAX_HELD_OUT, check_rereadable, chunks
+from .common.token_store import Sequences, SequenceWriter, TokenStore, concatenate, open_sequences
+from .config import TrainConfig
+from .loss import IGNORE
+from .marian_tokenizer import FILES, MarianTokenizer
+from .pairs import SPLITTING, Layout, Pair, PairFile, PairSource, draw_held_out_pairs, read_pairs, warn_of_skipped
+from .tokenizer import PAD, load_tokenizer, train_tokenizer
 
 SIDES = "source", "target"
+Ids = tuple[np.ndarray, np.ndarray]  # ids of some sequences, one behind the other, and the length of each
 
 
 @dataclass(frozen=True)
 class Batch:
-    """source (B, S), padded; target (B, T), what the decoder reads: the start token (the padding token),
-    then the reference without its last token; labels (B, T), what it has to predict at each position: the
-    reference, IGNORE where there is padding."""
+    """source (B, S), padded; target (B, T), which the decoder reads; labels (B, T), which it has to predict at each
+    position: the reference, IGNORE at padding."""
 
     source: Tensor
     target: Tensor
     labels: Tensor
 
     def to(self, device: torch.device) -> "Batch":
-        """The same on that device."""
+        """Return the batch on that device."""
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
 
 
-class PairCorpus:
-    """Tokenized pairs, each side ending in </s>, in memory or, of any size, on disk."""
+def shift_right(labels: np.ndarray, pad_id: int) -> np.ndarray:
+    """Return what the decoder reads when it has to predict these labels: the start token (the padding token), then
+    the reference without its last token. labels (B, T), IGNORE at padding -> (B, T), padded."""
+    start = np.full((len(labels), 1), pad_id)
+    return np.concatenate([start, np.where(labels == IGNORE, pad_id, labels)[:, :-1]], axis=1)
+
+
+class PairDataset:
+    """Tokenized pairs, each side ending in </s>, in memory or, of any size, on disk.
+
+    shift: the function that makes the decoder's input of the labels, shift_right but in an ablation.
+    """
 
     def __init__(self, pad_id: int, source: Sequences, target: Sequences):
         self.pad_id, self.source, self.target = pad_id, source, target
+        self.shift: Callable[[np.ndarray, int], np.ndarray] = shift_right
 
     @classmethod
-    def of(cls, pairs: Iterable[Pair], tokenizer: Tokenizer, max_length: int) -> "PairCorpus":
-        """Tokenize pairs in memory. Raises InputError where none is short enough."""
-        pieces = [sides for _, sides in encoded(pairs, tokenizer, max_length)]
-        if not any(len(lengths) for (_, lengths), _ in pieces):
-            raise InputError(too_long(max_length))
-        sides = (Sequences(*gathered(side)) for side in zip(*pieces, strict=True))
-        return cls(tokenizer.token_to_id(PAD), *sides)
+    def in_memory(cls, pairs: Iterable[Pair], tokenizer: Tokenizer, max_length: int) -> "PairDataset":
+        """Tokenize pairs in memory."""
+        parts = list(tokenize(pairs, tokenizer, max_length))
+        if not any(part.pairs for part in parts):
+            raise all_too_long(max_length)
+        source, target = (Sequences(*concatenate(getattr(part, side) for part in parts)) for side in SIDES)
+        return cls(tokenizer.token_to_id(PAD), source, target)
 
     @classmethod
-    def open(cls, store: Store, tokenizer: Tokenizer) -> "PairCorpus":
-        """The pairs that tokenize has written."""
-        sides = (Sequences(*mapped(store.folder, name)) for name in SIDES)
-        return cls(tokenizer.token_to_id(PAD), *sides)
+    def on_disk(cls, store: TokenStore, tokenizer: Tokenizer) -> "PairDataset":
+        """Open the pairs that fill_store has written."""
+        source, target = (Sequences(*open_sequences(store.folder, side)) for side in SIDES)
+        return cls(tokenizer.token_to_id(PAD), source, target)
 
     def __len__(self) -> int:
-        return len(self.source.lengths)
+        return len(self.source)
 
     def batch(self, indices: np.ndarray) -> Batch:
-        """The pairs with these indices."""
-        source, labels = self.source.rows(indices, self.pad_id), self.target.rows(indices, IGNORE)
-        start = np.full((len(labels), 1), self.pad_id)
-        read = np.concatenate([start, np.where(labels == IGNORE, self.pad_id, labels)[:, :-1]], axis=1)
-        return Batch(*map(torch.from_numpy, (source, read, labels)))
+        """Return the pairs with these indices."""
+        source, labels = self.source.padded(indices, self.pad_id), self.target.padded(indices, IGNORE)
+        return Batch(*map(torch.from_numpy, (source, self.shift(labels, self.pad_id), labels)))
 
-    def plan(self, batch_tokens: int, seed: int | list[int]) -> Plan:
-        """One epoch's batches of pairs, B * max(S, T) <= batch_tokens, as the seed has them."""
-        return Plan([self.source, self.target], batch_tokens, seed)
+    def batches(self, batch_tokens: int, seed: int | list[int]) -> BatchSampler:
+        """Return one epoch's batches, as indices of pairs: B * max(S, T) <= batch_tokens."""
+        return BatchSampler([self.source, self.target], batch_tokens, seed)
 
 
-def too_long(max_length: int) -> str:
-    """What is wrong where no pair is left."""
-    return f"no pair has at most {max_length} tokens on each side; raise --max-length"
+@dataclass(frozen=True)
+class Chunk:
+    """Some pairs with the token ids of either side, and the number of pairs that were left out as too long."""
+
+    pairs: list[Pair]
+    source: Ids
+    target: Ids
+    n_too_long: int
 
 
-def encoded(
-    pairs: Iterable[Pair], tokenizer: Tokenizer, max_length: int
-) -> Iterator[tuple[list[Pair], list[tuple[np.ndarray, np.ndarray]]]]:
-    """Pairs as token ids, some at a time: the pairs, and for either side the ids of all, one behind the
-    other, and how many each has. Pairs with a side of more than max_length tokens are left out."""
+def tokenize(pairs: Iterable[Pair], tokenizer: Tokenizer, max_length: int) -> Iterator[Chunk]:
+    """Turn pairs into token ids, some at a time; leave out those with more than max_length tokens on a side."""
     encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
     encode_targets = getattr(tokenizer, "encode_targets", encode)
-    for chunk in chunks(pairs):
-        texts = [pair.source for pair in chunk], [pair.target for pair in chunk]
-        rows = [[e.ids for e in encode(texts[0])], [e.ids for e in encode_targets(texts[1])]]
-        short = [max(map(len, both)) <= max_length for both in zip(*rows, strict=True)]
-        sides = [list(compress(side, short)) for side in rows]
-        yield (
-            list(compress(chunk, short)),
-            [
-                (
-                    np.fromiter(chain.from_iterable(side), np.int64),
-                    np.array(list(map(len, side)), dtype=np.int64),
-                )
-                for side in sides
-            ],
-        )
+    for some in chunks(pairs, lambda pair: len(pair.source) + len(pair.target)):
+        sources = [encoding.ids for encoding in encode([pair.source for pair in some])]
+        targets = [encoding.ids for encoding in encode_targets([pair.target for pair in some])]
+        fits = [max(map(len, sides)) <= max_length for sides in zip(sources, targets, strict=True)]
+        ids = (flatten(list(compress(side, fits))) for side in (sources, targets))
+        yield Chunk(list(compress(some, fits)), *ids, n_too_long=fits.count(False))
+
+
+def flatten(rows: list[list[int]]) -> Ids:
+    """Put rows one behind the other."""
+    return np.fromiter(chain.from_iterable(rows), np.int64), np.array(list(map(len, rows)), dtype=np.int64)
 
 
 def short_enough(pairs: Iterable[Pair], tokenizer: Tokenizer, max_length: int) -> list[Pair]:
-    """The pairs of which neither side has more than max_length tokens."""
-    return [pair for kept, _ in encoded(pairs, tokenizer, max_length) for pair in kept]
+    """Return the pairs with at most max_length tokens on either side."""
+    return [pair for chunk in tokenize(pairs, tokenizer, max_length) for pair in chunk.pairs]
 
 
-def tokenize(pairs: Pairs, tokenizer: Tokenizer, max_length: int, store: Store) -> None:
-    """Fill a store: both sides of the training pairs, what is held out, and the tokenizer.
+def all_too_long(max_length: int) -> InputError:
+    """Return the error for pairs that are all too long."""
+    return InputError(f"no pair has at most {max_length} tokens on each side; allow more", "max_length")
 
-    Raises InputError where no pair is short enough.
-    """
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a token store notes of its pairs: those that were drawn to be held out (none if a file has them), what
+    is in the files, and the number of training pairs, too long ones included."""
+
+    held_out: list[Pair]
+    layouts: list[Layout]
+    n_pairs: int
+
+    @classmethod
+    def from_dict(cls, noted: dict[str, Any]) -> "Metadata":
+        """Return the metadata that asdict() has turned into a dict."""
+        held_out, layouts = [Pair(**pair) for pair in noted["held_out"]], [Layout(**one) for one in noted["layouts"]]
+        return cls(held_out, layouts, noted["n_pairs"])
+
+
+def fill_store(
+    store: TokenStore, source: PairSource, drawn: list[Pair], tokenizer: Tokenizer, max_length: int
+) -> Metadata:
+    """Write both sides of the training pairs, the tokenizer, and the metadata, which is returned."""
     vocab_size = 1 + max(tokenizer.get_vocab().values())  # not their number: some vocabularies have gaps
-    with store.fill() as (folder, notes):
+    n_pairs = 0
+    with store.fill() as (folder, noted):
         with (
-            Writer(folder, "source", vocab_size) as sources,
-            Writer(folder, "target", vocab_size) as targets,
+            SequenceWriter(folder, "source", vocab_size) as sources,
+            SequenceWriter(folder, "target", vocab_size) as targets,
         ):
-            for _, (source, target) in encoded(pairs.read("tokenizing"), tokenizer, max_length):
-                sources.append(*source)
-                targets.append(*target)
+            for chunk in tokenize(source.read("tokenizing"), tokenizer, max_length):
+                sources.append(*chunk.source)
+                targets.append(*chunk.target)
+                n_pairs += len(chunk.pairs) + chunk.n_too_long
             if not len(sources):
-                raise InputError(too_long(max_length))
-        if isinstance(tokenizer, Tokenizer):  # else it came with --init, and comes again
+                raise all_too_long(max_length)
+        if isinstance(tokenizer, Tokenizer):  # any other comes with the model to start from
             (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
-        notes |= {
-            "held_out": [] if pairs.held_out_file else [astuple(pair) for pair in pairs.held_out],
-            "pairs": pairs.kept,
-            "left_out": pairs.left_out,
-            "skipped": [file.skipped for file in pairs.files],
-        }
+        metadata = Metadata(drawn, [file.layout for file in source.files], n_pairs)
+        noted |= asdict(metadata)
+    return metadata
+
+
+@dataclass(frozen=True)
+class Data:
+    """All that a training run has of its pairs: their text, and their token ids.
+
+    source: the training pairs, and those held out, as text. cache_key: all that the token ids depend on.
+    """
+
+    tokenizer: Tokenizer | MarianTokenizer
+    source: PairSource
+    train: PairDataset
+    held_out: PairDataset
+    cache_key: dict[str, Any]
+
+
+def prepare_data(
+    config: TrainConfig, tokenizer: Tokenizer | MarianTokenizer | None = None, resumed: dict[str, Any] | None = None
+) -> Data:
+    """Read the pairs, hold some out, learn a vocabulary and tokenize, or take all this from the output folder's
+    tokens/, if that was made from the same pairs in the same way.
+
+    tokenizer: that of the model to start from, if there is one. resumed: the checkpoint of the run to resume,
+    which must have had the same data.
+    """
+    paths, held_out_path = config.files
+    columns = config.source_column, config.target_column
+    files = [PairFile(path, *columns) for path in paths]
+    key = cache_key(config, files, tokenizer)
+    if resumed:
+        checkpoint.check_run(config.checkpoint, resumed, {"seed": config.seed, **key})
+    store = TokenStore(config.output / "tokens", key)
+    metadata = Metadata.from_dict(noted) if (noted := store.read()) else None
+
+    drawn = [] if held_out_path else metadata.held_out if metadata else draw_held_out_pairs(files, config.seed)
+    source = PairSource(files, read_pairs(held_out_path, *columns) if held_out_path else drawn)
+    if tokenizer is None:
+        if metadata:
+            tokenizer = load_tokenizer(store.folder / "tokenizer.json")
+        else:
+            tokenizer = train_tokenizer(source.sample("learning the vocabulary"), *config.vocabulary)
+    held_out = PairDataset.in_memory(source.held_out, tokenizer, config.max_length)
+    metadata = metadata or fill_store(store, source, drawn, tokenizer, config.max_length)
+    train = PairDataset.on_disk(store, tokenizer)
+    warn_of_pairs(config, metadata, len(train), len(source.held_out) - len(held_out))
+    return Data(tokenizer, source, train, held_out, key)
+
+
+def cache_key(
+    config: TrainConfig, files: list[PairFile], tokenizer: Tokenizer | MarianTokenizer | None
+) -> dict[str, Any]:
+    """Return all that the token ids depend on."""
+    held_out_path, vocabulary = config.files[1], list(config.vocabulary)
+    if tokenizer is not None:
+        names = FILES if isinstance(tokenizer, MarianTokenizer) else ["tokenizer.json"]
+        vocabulary = [fingerprint(config.init / name)["sha256"] for name in names]
+    held_out = fingerprint(check_rereadable(held_out_path))["sha256"] if held_out_path else f"seed {config.seed}"
+    return {
+        "files": [file.fingerprint["sha256"] for file in files],
+        "columns": [config.source_column, config.target_column],
+        "held_out": held_out,
+        "splitting": SPLITTING,
+        "vocabulary": vocabulary,
+        "max_length": config.max_length,
+    }
+
+
+def warn_of_pairs(config: TrainConfig, metadata: Metadata, n_train: int, n_held_out_too_long: int) -> None:
+    """Say what is left out: lines without a pair, pairs that are held out, and pairs that are too long."""
+    paths, held_out_path = config.files
+    for path, layout in zip(paths, metadata.layouts, strict=True):
+        warn_of_skipped(path, layout)
+    total = sum(layout.n_pairs for layout in metadata.layouts)
+    left_out, too_long = total - metadata.n_pairs, metadata.n_pairs - n_train
+    if held_out_path and left_out:
+        warn(f"left {left_out} pairs out of training, as their sources are in {held_out_path}")
+    elif left_out > max(MAX_HELD_OUT, metadata.n_pairs / 4):
+        warn(f"few sources are distinct: {left_out} of {total} pairs are held out; name a file of held-out pairs")
+    if too_long or n_held_out_too_long:
+        warn(
+            f"left out {too_long} training and {n_held_out_too_long} held-out pairs of more than "
+            f"{config.max_length} tokens on a side; a larger max_length keeps them"
+        )

@@ -1,29 +1,33 @@
-"""seq2seq.metrics"""
+"""What a trained model is worth: its outputs compared with the references, beside a baseline without a model."""
 
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sacrebleu.metrics import BLEU, CHRF
 from tokenizers import Tokenizer
 
-from decoding import generate_all
 from transformer import Transformer
 
+from .common.checkpoint import Progress
 from .common.files import write_text
-from .common.lines import plain
-from .dataset import short_enough
+from .common.lines import normalize
+from .dataset import Data, short_enough
+from .generation import generate_all
 from .pairs import Pair
 from .tokenizer import to_text
 
-MOST_COMPARED = 100_000  # training pairs among which the baseline looks
+MAX_RECALLED = 2000  # training pairs whose prompts are answered
+MAX_COMPARED = 100_000  # training pairs among which the baseline looks
 
 
 def answer_all(model: Transformer, tokenizer: Tokenizer, sources: list[str]) -> list[str]:
-    """The greedy output for every source, in order, of at most twice the longest one's tokens and 20 more."""
+    """Return the greedy output for every source, in order, of at most twice the longest one's tokens and 20 more."""
     model.eval()
     ids = [encoding.ids for encoding in tokenizer.encode_batch(sources)]
     longest = max(map(len, ids), default=0)
@@ -32,17 +36,17 @@ def answer_all(model: Transformer, tokenizer: Tokenizer, sources: list[str]) -> 
 
 
 def is_reference(output: str, pair: Pair) -> bool:
-    """Whether an output is the reference to the letter, as plain text."""
-    return output == plain(pair.target)
+    """Return True if an output is the normalized reference."""
+    return output == normalize(pair.target)
 
 
 def exact_match(outputs: list[str], pairs: list[Pair]) -> float:
-    """The share of outputs that are the reference."""
+    """Return the share of outputs that are the reference."""
     return sum(map(is_reference, outputs, pairs)) / max(1, len(pairs))
 
 
 def exact_match_by_kind(outputs: list[str], pairs: list[Pair]) -> dict[str, float]:
-    """The exact match of each kind of task, in the order in which the kinds appear."""
+    """Return the exact match of each kind of task, in the order in which the kinds appear."""
     by_kind: dict[str, list[bool]] = {}
     for output, pair in zip(outputs, pairs, strict=True):
         by_kind.setdefault(pair.kind, []).append(is_reference(output, pair))
@@ -50,8 +54,8 @@ def exact_match_by_kind(outputs: list[str], pairs: list[Pair]) -> dict[str, floa
 
 
 def bleu_and_chrf(outputs: list[str], references: list[str]) -> dict[str, float]:
-    """Corpus scores from 0 to 100: BLEU (Papineni et al. 2002; tokenization 13a, cased and lowercased) and
-    chrF (Popovic 2015), as sacrebleu computes them (Post 2018)."""
+    """Compute corpus scores from 0 to 100: BLEU (Papineni et al. 2002; tokenization 13a, cased and lowercased) and
+    chrF (Popovic 2015), by sacrebleu (Post 2018)."""
     return {
         "bleu": BLEU().corpus_score(outputs, [references]).score,
         "bleu_lowercased": BLEU(lowercase=True).corpus_score(outputs, [references]).score,
@@ -61,11 +65,11 @@ def bleu_and_chrf(outputs: list[str], references: list[str]) -> dict[str, float]
 
 class NearestPrompt:
     """A baseline that needs no Transformer: repeat the answer of the training prompt that shares most words
-    with the one asked, by the Jaccard index of their sets of words. It looks among the first MOST_COMPARED
-    pairs: its memory has bounds."""
+    with the prompt, by the Jaccard index of their sets of words. It looks among the first MAX_COMPARED pairs, so
+    that its memory is bounded."""
 
     def __init__(self, pairs: Iterable[Pair]):
-        pairs = list(islice(pairs, MOST_COMPARED))
+        pairs = list(islice(pairs, MAX_COMPARED))
         self.targets = [pair.target for pair in pairs]
         self.sizes = np.zeros(len(pairs))
         postings: dict[str, list[int]] = {}
@@ -77,7 +81,7 @@ class NearestPrompt:
         self.postings = {word: np.array(indices) for word, indices in postings.items()}
 
     def answer(self, source: str) -> str:
-        """The target of the nearest training prompt."""
+        """Return the target of the nearest training prompt."""
         words = set(re.findall(r"\w+", source.lower()))
         shared = np.zeros(len(self.targets))
         for word in words & self.postings.keys():
@@ -85,58 +89,103 @@ class NearestPrompt:
         return self.targets[int(np.argmax(shared / (self.sizes + len(words) - shared + 1e-9)))]
 
 
-def report(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    pairs: Iterable[Pair],
-    held_out: list[Pair],
-    figures: dict,
-    folder: Path,
-) -> None:
-    """Generate for the held-out prompts and for training prompts (2,000 at most), those that are short enough
-    for the model, and compare.
+@dataclass(frozen=True)
+class Scores:
+    """How outputs compare with the references: exact match, also by kind of task, BLEU and chrF."""
 
-    Writes folder/metrics.json (the given figures and those measured here) and folder/outputs.tsv, and
-    prints a table and examples.
-    """
-    recalled = short_enough(islice(pairs, 2000), tokenizer, model.config.max_length)
-    held_out = short_enough(held_out, tokenizer, model.config.max_length)
-    recall = exact_match(answer_all(model, tokenizer, [pair.source for pair in recalled]), recalled)
-    outputs = answer_all(model, tokenizer, [pair.source for pair in held_out])
-    nearest = NearestPrompt(pairs)
-    baseline = [nearest.answer(pair.source) for pair in held_out]
-    scores = bleu_and_chrf(outputs, [pair.target for pair in held_out])
-    baseline_scores = bleu_and_chrf(baseline, [pair.target for pair in held_out])
-    metrics = figures | {
-        "train_exact_match": recall,
-        "held_out_exact_match": exact_match(outputs, held_out),
-        "held_out_bleu": scores["bleu"],
-        "held_out_chrf": scores["chrf"],
-        "baseline_exact_match": exact_match(baseline, held_out),
-        "baseline_bleu": baseline_scores["bleu"],
-        "baseline_chrf": baseline_scores["chrf"],
+    exact_match: float
+    by_kind: dict[str, float]
+    bleu: float
+    chrf: float
+
+    @classmethod
+    def of(cls, outputs: list[str], pairs: list[Pair]) -> "Scores":
+        """Compare the outputs for some pairs with their targets."""
+        scores = bleu_and_chrf(outputs, [pair.target for pair in pairs])
+        by_kind = exact_match_by_kind(outputs, pairs)
+        return cls(exact_match(outputs, pairs), by_kind, scores["bleu"], scores["chrf"])
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outputs for the held-out prompts, their scores and the baseline's, and the exact match on training pairs."""
+
+    held_out: list[Pair]
+    outputs: list[str]
+    scores: Scores
+    baseline: Scores
+    n_recalled: int
+    recall: float
+
+    @classmethod
+    def of(cls, model: Transformer, data: Data) -> "Report":
+        """Generate for the held-out prompts and for training prompts, as far as both sides fit the model."""
+        tokenizer, max_length = data.tokenizer, model.config.max_length
+        recalled = short_enough(islice(data.source, MAX_RECALLED), tokenizer, max_length)
+        held_out = short_enough(data.source.held_out, tokenizer, max_length)
+        recall = exact_match(answer_all(model, tokenizer, [pair.source for pair in recalled]), recalled)
+        outputs = answer_all(model, tokenizer, [pair.source for pair in held_out])
+        nearest = NearestPrompt(data.source)
+        baseline = Scores.of([nearest.answer(pair.source) for pair in held_out], held_out)
+        return cls(held_out, outputs, Scores.of(outputs, held_out), baseline, len(recalled), recall)
+
+    def figures(self) -> dict[str, Any]:
+        """Return the scores under their names in metrics.json."""
+        figures: dict[str, Any] = {"train_exact_match": self.recall}
+        for name, scores in (("held_out", self.scores), ("baseline", self.baseline)):
+            figures |= {f"{name}_{score}": getattr(scores, score) for score in ("exact_match", "bleu", "chrf")}
+        if list(self.scores.by_kind) != [""]:
+            figures |= {"held_out_by_kind": self.scores.by_kind, "baseline_by_kind": self.baseline.by_kind}
+        return figures
+
+    def write_outputs(self, path: Path) -> None:
+        """Write a table of the held-out pairs and the outputs, tab-separated."""
+        rows = [("kind", "source", "reference", "output")]
+        rows += [
+            (pair.kind, pair.source, pair.target, output)
+            for pair, output in zip(self.held_out, self.outputs, strict=True)
+        ]
+        write_text(path, "".join("\t".join(row) + "\n" for row in rows))
+
+    def print(self) -> None:
+        """Print the scores beside the baseline's, and some examples."""
+        print(f"\n{'':38}{'Transformer':>12}{'nearest prompt':>16}")
+        print(f"{f'training pairs ({self.n_recalled:,}), exact match':38}{self.recall:12.1%}")
+        for kind, share in self.scores.by_kind.items():
+            n = sum(pair.kind == kind for pair in self.held_out)
+            label = f"held-out {kind or 'pairs'} ({n:,}), exact match"
+            print(f"{label:38}{share:12.1%}{self.baseline.by_kind[kind]:16.1%}")
+        print(f"{'held out, BLEU':38}{self.scores.bleu:12.1f}{self.baseline.bleu:16.1f}")
+        print(f"{'held out, chrF':38}{self.scores.chrf:12.1f}{self.baseline.chrf:16.1f}")
+        examples = list(zip(self.held_out, self.outputs, strict=True))
+        for pair, output in examples[:: max(1, len(examples) // 8)][:8]:
+            print(f"\nInput : {pair.source}\nOutput: {output}")
+            if not is_reference(output, pair):
+                print(f"  (reference: {pair.target})")
+
+
+def run_figures(model: Transformer, progress: Progress) -> dict[str, Any]:
+    """Return the figures of a finished run: its length, its size and the losses of the weights that are kept."""
+    kept = progress.curve[progress.kept]
+    figures = {
+        "epochs": progress.epoch,
+        "steps": progress.step,
+        "seconds": round(progress.seconds, 1),
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        **{name: kept[name] for name in ("train_loss", "held_out_loss")},
     }
-    by_kind, baseline_by_kind = (
-        exact_match_by_kind(outputs, held_out),
-        exact_match_by_kind(baseline, held_out),
-    )
-    if list(by_kind) != [""]:
-        metrics |= {"held_out_by_kind": by_kind, "baseline_by_kind": baseline_by_kind}
-    write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    rows = [("kind", "source", "reference", "output")]
-    rows += [(pair.kind, pair.source, pair.target, output) for pair, output in zip(held_out, outputs, strict=True)]
-    write_text(folder / "outputs.tsv", "".join("\t".join(row) + "\n" for row in rows))
+    if len(progress.parts) > 1:  # a continuation had another budget, device or precision
+        figures["parts"] = progress.parts
+    return figures
 
-    print(f"\n{'':38}{'Transformer':>12}{'nearest prompt':>16}")
-    print(f"{f'training pairs ({len(recalled):,}), exact match':38}{recall:12.1%}")
-    for kind, share in by_kind.items():
-        n = sum(pair.kind == kind for pair in held_out)
-        label = f"held-out {kind or 'pairs'} ({n:,}), exact match"
-        print(f"{label:38}{share:12.1%}{baseline_by_kind[kind]:16.1%}")
-    for name in ("bleu", "chrf"):
-        label = f"held out, {'BLEU' if name == 'bleu' else 'chrF'}"
-        print(f"{label:38}{scores[name]:12.1f}{baseline_scores[name]:16.1f}")
-    for pair, output in list(zip(held_out, outputs, strict=True))[:: max(1, len(held_out) // 8)][:8]:
-        print(f"\nInput : {pair.source}\nOutput: {output}")
-        if not is_reference(output, pair):
-            print(f"  (reference: {pair.target})")
+
+def write_report(model: Transformer, data: Data, progress: Progress, folder: Path) -> None:
+    """Write loss_curve.png, metrics.json and outputs.tsv of a finished run, and print its scores."""
+    from .common.plots import draw_curve  # matplotlib takes a while to import
+
+    draw_curve(progress.curve, "target", folder / "loss_curve.png")
+    report = Report.of(model, data)
+    figures = run_figures(model, progress) | report.figures()
+    write_text(folder / "metrics.json", json.dumps(figures, indent=2) + "\n")
+    report.write_outputs(folder / "outputs.tsv")
+    report.print()

@@ -1,14 +1,16 @@
-"""seq2seq.muon"""
+"""The optimizers: Muon, which is for matrices, and Adam for all other weights."""
 
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
+from transformer import Transformer
+
 
 def orthogonalise(x: Tensor) -> Tensor:
-    """The nearest semi-orthogonal matrices, roughly: x (N, R, C) -> (N, R, C), the same singular
-    vectors, the singular values all between 0.6 and 1.3 or so.
+    """Compute roughly the nearest semi-orthogonal matrices: x (N, R, C) -> (N, R, C), with the same singular
+    vectors and with singular values between 0.6 and 1.3 or so.
 
     Five steps of a Newton-Schulz iteration, x <- a x + b (x x^T) x + c (x x^T)^2 x, which is the polynomial
     a s + b s^3 + c s^5 of every singular value s and takes those from 0 to 1 near 1. Its coefficients are
@@ -37,7 +39,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, matrices: Iterable[nn.Parameter], momentum: float = 0.95, dtype: torch.dtype = torch.float32):
-        """matrices (R, C) each; dtype is that of the products in orthogonalise."""
+        """matrices: (R, C) each. dtype: that of the products in orthogonalise."""
         super().__init__(matrices, {"lr": 1e-3, "momentum": momentum})
         self.dtype = dtype
 
@@ -56,8 +58,7 @@ class Muon(torch.optim.Optimizer):
                     weight.sub_(update, alpha=group["lr"] * scale)
 
     def directions(self, weights: list[nn.Parameter], momentum: float) -> Tensor:
-        """Moves the momentum of N matrices of one shape (R, C) on -> what is made orthogonal for them
-        (N, R, C)."""
+        """Update the momentum of N matrices of one shape (R, C) -> what is to be made orthogonal (N, R, C)."""
         directions = []
         for weight in weights:
             state = self.state[weight]
@@ -66,3 +67,16 @@ class Muon(torch.optim.Optimizer):
             average = state["momentum"].lerp_(weight.grad, 1 - momentum)
             directions.append(weight.grad.lerp(average, momentum))
         return torch.stack(directions).to(self.dtype)
+
+
+def make_optimizers(model: Transformer, name: str, precision: str) -> list[torch.optim.Optimizer]:
+    """Return Adam with the paper's constants (section 5.3) for all weights or, with the name "muon", Muon for the
+    layers' matrices and Adam for the others: vectors, and the embedding, each of whose rows is one token's."""
+    matrices = []
+    if name == "muon":
+        layers = [*model.encoder.parameters(), *model.decoder.parameters()]
+        matrices = [weight for weight in layers if weight.ndim == 2]
+    others = [weight for weight in model.parameters() if not any(weight is matrix for matrix in matrices)]
+    adam = torch.optim.Adam(others, betas=(0.9, 0.98), eps=1e-9, fused=True)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return [adam, Muon(matrices, dtype=dtype)] if matrices else [adam]

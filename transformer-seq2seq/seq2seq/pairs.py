@@ -1,243 +1,216 @@
-"""seq2seq.pairs"""
+"""Tab-separated files of pairs: their columns, what is held out of training, and the stream of what remains."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from .common.errors import InputError, warn
+from .common.errors import InputError, naming, warn
 from .common.files import fingerprint
-from .common.lines import MOST_HELD_OUT, check, decode_lines, draw_held_out, open_text, plain
+from .common.lines import MAX_HELD_OUT, check_rereadable, draw_held_out, normalize, numbered_lines, open_text
 
-CHUNK, CHARACTERS = 1000, 1_000_000  # that are tokenized at a time
-
-
-SAMPLE = 30_000_000  # bytes of pairs from which a vocabulary is learnt; of more, an evenly spread part
+SPLITTING = 1  # goes up when another version holds out other pairs
+SAMPLE_BYTES = 30_000_000  # of pairs from which a vocabulary is learnt; of more, an evenly spread part
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt, the text that should come of it, and the kind of the task ("" where a file names none)."""
+    """A prompt, the text to make of it, and the kind of task ("" if the file names none)."""
 
     source: str
     target: str
     kind: str = ""
 
 
-def find_column(wanted: str, header: list[str], path: Path) -> int:
-    """The index of a column named by its header or its number (from 1).
-
-    Raises InputError where there is none such, or several.
-    """
-    if header.count(wanted) > 1:
-        raise InputError(
-            f"{path}: has {header.count(wanted)} columns {wanted!r}; choose one by its number with "
-            "--source-column or --target-column"
-        )
-    if wanted in header:
-        return header.index(wanted)
-    if wanted.isdecimal() and len(wanted) < 10 and 1 <= int(wanted) <= len(header):
-        return int(wanted) - 1
-    raise InputError(
-        f"{path}: has no column {wanted!r}; it has {', '.join(header)} or 1 to {len(header)}, to be named by "
-        "--source-column and --target-column"
-    )
-
-
 @dataclass(frozen=True)
 class Layout:
-    """Where in the lines of a file the pairs are: how many columns most have, which ones count, from 0,
-    whether the first line is a header; and how many lines there are below it, blank ones left out."""
+    """What a scan finds in a file: the number of columns in most lines; the columns of source, target and kind,
+    from 0; if the first line is a header; the number of lines below it, and how many of them have another number
+    of columns, or an empty side. Blank lines do not count."""
 
     width: int
     source: int
     target: int
     kind: int | None
     header: bool
-    lines: int
-    odd: int  # lines with another number of columns
+    n_lines: int
+    n_odd: int
+    n_empty: int
+
+    @property
+    def n_pairs(self) -> int:
+        """The number of pairs in the file."""
+        return self.n_lines - self.n_odd - self.n_empty
+
+    def pair(self, row: list[str]) -> Pair | None:
+        """Return the pair in a line's columns, or None if there is none."""
+        if len(row) == self.width:
+            source, target = row[self.source].strip(), row[self.target].strip()
+            if source and target:
+                return Pair(source, target, "" if self.kind is None else row[self.kind].strip())
+        return None
+
+
+def is_empty(row: list[str], column: int) -> bool:
+    """Return True if a line has nothing in this column, or no such column."""
+    return column >= len(row) or not row[column].strip()
+
+
+def find_column(wanted: str, header: Sequence[str], setting: str) -> int:
+    """Return the index of a column, named by its header or by its number from 1. setting names the
+    configuration field that it is for."""
+    if header.count(wanted) > 1:
+        raise InputError(f"has {header.count(wanted)} columns {wanted!r}; choose one by its number", setting)
+    if wanted in header:
+        return header.index(wanted)
+    if wanted.isdecimal() and len(wanted) < 10 and 1 <= int(wanted) <= len(header):
+        return int(wanted) - 1
+    raise InputError(f"has no column {wanted!r}; take one of {', '.join(header)}, or 1 to {len(header)}", setting)
 
 
 class PairFile:
-    """The pairs of a tab-separated file, quotes taken as they stand, read anew whenever iterated over.
+    """The pairs of a tab-separated file, quotes taken literally, read again whenever iterated over.
 
-    Columns are named by a header line or by number, from 1. Without names the columns "source" and
-    "target" are taken if the first line has them, else the first two, and the first line is a pair, unless it
-    is "source" and "target".
-    Lines with another number of columns than most, and lines with an empty side, are skipped and counted.
+    Columns are named by a header line or by number, from 1. Without names the columns "source" and "target" are
+    taken if the first line has both; else the first two columns, and the first line is a pair. Lines with an
+    unusual number of columns or with an empty side are skipped.
     """
 
     def __init__(self, path: Path, source_column: str | None = None, target_column: str | None = None):
-        """Raises InputError where there is no such file."""
-        self.path, self.names = check(path), (source_column, target_column)
-        # in the last pass: odd lines, those with an empty side, all, and how many columns most have
-        self.skipped = [0, 0, 0, 0]
+        self.path, self.names = check_rereadable(path), (source_column, target_column)
 
-    def rows(self) -> Iterator[str]:
-        """The lines that are not blank, the header among them."""
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """The SHA-256 of the file and its size in bytes and in lines."""
+        return fingerprint(self.path)
+
+    def rows(self) -> Iterator[list[str]]:
+        """Yield the columns of each line that is not blank, the header's too."""
         with open_text(self.path) as stream:
-            yield from (line for line in decode_lines(stream, str(self.path)) if line.strip())
+            yield from (line.split("\t") for _, line in numbered_lines(stream, str(self.path)) if line.strip())
 
     @cached_property
     def layout(self) -> Layout:
-        """Found in a pass over the file. Raises InputError where it has no text or no such column."""
-        path, names, first, widths = self.path, self.names, "", Counter()
-        for line in self.rows():
-            first = first or line
-            widths[line.count("\t") + 1] += 1
-        if not first:
-            raise InputError(f"{path}: holds no text; a file of tab-separated pairs is needed")
-        width = widths.most_common(1)[0][0]
-        if width < 2:
-            raise InputError(f"{path}: has one column; source and target, separated by a tab, are needed")
-        wanted = [names[0] or "source", names[1] or "target"]
-        header = [name.strip() for name in first.split("\t")]
-        lines, odd = widths.total(), widths.total() - widths[width]
-        named = any(not name.isdecimal() for name in names if name) or {"source", "target"} <= set(header)
-        if named:
-            source, target = (find_column(name, header, path) for name in wanted)
-            if len(header) != width:
+        """The result of a scan over the file."""
+        rows = self.rows()
+        header = [name.strip() for name in next(rows, [])]
+        named = any(not name.isdecimal() for name in self.names if name) or {"source", "target"} <= set(header)
+        with naming(self.path):
+            if not header:
+                raise InputError("contains no text; name a file of tab-separated pairs")
+            if named:
+                source, target = self.find_columns(header, ("source", "target"))
+            else:  # numbers, which are checked when the number of columns is known
+                source, target = (int(name[:9]) - 1 for name in (self.names[0] or "1", self.names[1] or "2"))
+        widths, empty = Counter([len(header)] if named else []), Counter()
+        for row in rows if named else chain([header], rows):
+            widths[len(row)] += 1
+            empty[len(row)] += is_empty(row, source) or is_empty(row, target)
+        with naming(self.path):
+            width = widths.most_common(1)[0][0]
+            if width < 2:
+                raise InputError("has one column; separate source and target by a tab")
+            if named and len(header) != width:
                 raise InputError(
-                    f"{path}: the header has {len(header)} columns, most lines have {width}; give all as many"
+                    f"the header has {len(header)} columns, most lines have {width}; give all of them the same number"
                 )
-        else:
-            header = [str(i + 1) for i in range(width)]
-            source, target = (find_column(name or str(i + 1), header, path) for i, name in enumerate(names))
-        if source == target:
-            raise InputError(
-                f"{path}: column {source + 1} would be source and target; give --source-column and "
-                "--target-column, two different ones"
+            if not named:
+                source, target = self.find_columns([str(i + 1) for i in range(width)], ("1", "2"))
+            if source == target:
+                raise InputError(
+                    f"column {source + 1} would be both source and target; choose two different ones", "source_column"
+                )
+            layout = Layout(
+                width,
+                source,
+                target,
+                kind=header.index("kind") if named and "kind" in header else None,
+                header=named,
+                n_lines=widths.total() - named,
+                n_odd=widths.total() - widths[width],
+                n_empty=empty[width],
             )
-        kind = header.index("kind") if "kind" in header else None
-        return Layout(width, source, target, kind, named, lines - named, odd)
+            if not layout.n_pairs:
+                raise InputError("contains no pair; separate a source and a target by a tab")
+        return layout
+
+    def find_columns(self, header: list[str], usual: tuple[str, str]) -> tuple[int, int]:
+        """Return the columns of source and target among those of a header. usual: their names if none are given."""
+        settings = "source_column", "target_column"
+        names = (name or default for name, default in zip(self.names, usual, strict=True))
+        source, target = (find_column(name, header, setting) for name, setting in zip(names, settings, strict=True))
+        return source, target
 
     def __iter__(self) -> Iterator[Pair]:
-        """Raises InputError where the file has no such column, or no pair at all."""
-        layout, empty = self.layout, 0
-        for line in islice(self.rows(), int(layout.header), None):
-            row = line.split("\t")
-            if len(row) != layout.width:
-                continue
-            source, target = row[layout.source].strip(), row[layout.target].strip()
-            if source and target:
-                yield Pair(source, target, row[layout.kind].strip() if layout.kind is not None else "")
-            else:
-                empty += 1
-        self.skipped = [layout.odd, empty, layout.lines, layout.width]
-        if layout.odd + empty == layout.lines:
-            raise InputError(f"{self.path}: holds no pair; a source and a target, separated by a tab, are needed")
+        for row in islice(self.rows(), int(self.layout.header), None):
+            if pair := self.layout.pair(row):
+                yield pair
 
-    def warn(self) -> None:
-        """Say how many lines were skipped."""
-        odd, empty, lines, width = self.skipped
-        if odd:
-            warn(f"{self.path}: skipped {odd} of {lines} lines, which have not {width} columns as most have")
-        if empty:
-            warn(f"{self.path}: skipped {empty} of {lines} lines, which have an empty side")
+
+def warn_of_skipped(path: Path, layout: Layout) -> None:
+    """Say how many lines of a file are skipped."""
+    lines = f"of {layout.n_lines} lines"
+    if layout.n_odd:
+        warn(f"{path}: skipped {layout.n_odd} {lines}, as most lines have {layout.width} columns and these do not")
+    if layout.n_empty:
+        warn(f"{path}: skipped {layout.n_empty} {lines}, as their source or target is empty")
 
 
 def read_pairs(path: Path, source_column: str | None = None, target_column: str | None = None) -> list[Pair]:
-    """All pairs of a PairFile; what is skipped is counted in a warning."""
+    """Return all pairs of a PairFile; warn of what is skipped."""
     file = PairFile(path, source_column, target_column)
     pairs = list(file)
-    file.warn()
+    warn_of_skipped(path, file.layout)
     return pairs
 
 
-def chunks(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
-    """Lists of at most CHUNK pairs, each ending where CHARACTERS are reached."""
-    chunk, room = [], CHARACTERS
-    for pair in pairs:
-        chunk.append(pair)
-        room -= len(pair.source) + len(pair.target)
-        if len(chunk) == CHUNK or room <= 0:
-            yield chunk
-            chunk, room = [], CHARACTERS
-    if chunk:
-        yield chunk
+def read_all(files: Sequence[PairFile], task: str) -> Iterator[Pair]:
+    """Yield the pairs of all files; a bar shows the progress of the task."""
+    n_lines = sum(file.fingerprint["lines"] for file in files)
+    with tqdm(desc=task, total=n_lines, unit=" lines", unit_scale=True, leave=False, delay=1) as bar:
+        for file in files:
+            for pair in file:
+                bar.update()
+                yield pair
 
 
-class Pairs:
-    """The training pairs of some files, read anew whenever they are iterated over, so that they are never all
-    in memory, and those held out. The two share no source: a pair whose source is held out is left out."""
+def draw_held_out_pairs(files: Sequence[PairFile], seed: int) -> list[Pair]:
+    """Return the pairs of one source in twenty, at most 10 * MAX_HELD_OUT pairs."""
+    sources = draw_held_out((pair.source for pair in read_all(files, "holding out")), seed, "source")
+    drawn = set(map(normalize, sources))
+    found = (pair for pair in read_all(files, "holding out") if normalize(pair.source) in drawn)
+    return list(islice(found, 10 * MAX_HELD_OUT))
 
-    def __init__(
-        self,
-        files: list[Path],
-        held_out_file: Path | None,
-        columns: tuple[str | None, str | None],
-        seed: int,
-    ):
-        """What is held out is what the held-out file has; without one, hold_out() draws it."""
-        self.held_out_file, self.seed = held_out_file, seed
-        self.files = [PairFile(path, *columns) for path in files]
-        prints = [fingerprint(path) for path in files]
-        self.bytes, self.lines = (sum(one[size] for one in prints) for size in ("bytes", "lines"))
-        self.recipe = {
-            "files": [one["sha256"] for one in prints],
-            "columns": list(columns),
-            "held_out": fingerprint(check(held_out_file))["sha256"] if held_out_file else f"seed {seed}",
-        }
-        self.held_out = read_pairs(held_out_file, *columns) if held_out_file else []
-        self.kept, self.left_out = 0, 0  # how many pairs the last pass gave, and how many it left out
 
-    def hold_out(self) -> None:
-        """Draw what is held out, unless a file says it."""
-        if not self.held_out_file:
-            aside = draw_held_out((plain(pair.source) for pair in self.all("holding out")), self.seed)
-            found = (pair for pair in self.all("holding out") if plain(pair.source) in aside)
-            self.held_out = list(islice(found, 10 * MOST_HELD_OUT))
+@dataclass(frozen=True)
+class PairSource:
+    """The training pairs of some files, in order and with their repetitions, read again whenever iterated over, so
+    that they are never all in memory. A pair whose source is held out is left out."""
 
-    def recall(self, notes: dict) -> None:
-        """Take what is held out, and what has been counted, from what tokenize noted down."""
-        self.kept, self.left_out = notes["pairs"], notes["left_out"]
-        self.held_out = [Pair(*pair) for pair in notes["held_out"]] or self.held_out
-        for file, skipped in zip(self.files, notes["skipped"], strict=True):
-            file.skipped = skipped
-
-    def all(self, task: str) -> Iterator[Pair]:
-        """The pairs of all files; a bar shows how far the task has come."""
-        with tqdm(desc=task, total=self.lines, unit=" lines", unit_scale=True, leave=False, delay=1) as bar:
-            for file in self.files:
-                for pair in file:
-                    bar.update()
-                    yield pair
+    files: Sequence[PairFile]
+    held_out: Sequence[Pair]
 
     def read(self, task: str) -> Iterator[Pair]:
-        """The training pairs, in order and with their repetitions. Raises InputError where none is left."""
-        aside, self.kept, self.left_out = {plain(pair.source) for pair in self.held_out}, 0, 0
-        for pair in self.all(task):
-            if plain(pair.source) in aside:
-                self.left_out += 1
-            else:
-                self.kept += 1
+        """Yield the training pairs; a bar shows the progress of the task."""
+        held_out, kept = {normalize(pair.source) for pair in self.held_out}, False
+        for pair in read_all(self.files, task):
+            if normalize(pair.source) not in held_out:
+                kept = True
                 yield pair
-        if not self.kept:
-            raise InputError(
-                f"{self.held_out_file}: holds all sources of the training pairs; nothing is left to train on"
-            )
+        if not kept:
+            raise InputError("all sources of the training pairs are held out; nothing is left to train on", "held_out")
 
     def __iter__(self) -> Iterator[Pair]:
         return self.read("reading")
 
     def sample(self, task: str) -> Iterator[str]:
-        """Both sides of all pairs, or of more than SAMPLE bytes of every second, third ..., so that no more
-        remain."""
-        for pair in islice(self.read(task), 0, None, max(1, -(-self.bytes // SAMPLE))):
+        """Yield both sides of all pairs; if there are more than SAMPLE_BYTES, of every second, third ... pair."""
+        n_bytes = sum(file.fingerprint["bytes"] for file in self.files)
+        for pair in islice(self.read(task), 0, None, max(1, -(-n_bytes // SAMPLE_BYTES))):
             yield pair.source
             yield pair.target
-
-    def warn(self) -> None:
-        """Say what was left out."""
-        for file in self.files:
-            file.warn()
-        if self.held_out_file and self.left_out:
-            file = self.held_out_file
-            warn(f"left {self.left_out} pairs out of training: their sources are in {file}")
-        elif self.left_out > max(MOST_HELD_OUT, self.kept / 4):
-            of = self.left_out + self.kept
-            warn(f"few sources are distinct: {self.left_out} of {of} pairs are held out; give a --held-out")

@@ -1,4 +1,4 @@
-"""seq2seq.tokenizer"""
+"""The tokenizers: learn one from a text, load it, and turn its token ids back into text."""
 
 import re
 from collections.abc import Iterable
@@ -8,18 +8,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from tokenizers.trainers import BpeTrainer, WordLevelTrainer
 
 EOS, UNK, PAD = "</s>", "<unk>", "<pad>"  # MarianMT's names; the first two ids and the last one
-
-
 SPACE = "▁"  # stands for the space before a word, so that joining tokens gives back the text
-
-
 SPACES, MARK = r"\s+", rf"[^\w{SPACE}'’-]"
-
-
-ENDLESS = re.compile(r"\S{1000}")  # the time to learn subwords from one word grows with its square
-
-
-IGNORE = -100  # the label of padding; PyTorch's cross-entropy skips it
+PATTERNS = {SPACES, MARK}  # all regular expressions in these tokenizers
+LONG_WORD = re.compile(r"\S{1000}")  # the time to learn subwords from one word grows with its square
 
 
 def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int) -> Tokenizer:
@@ -27,7 +19,7 @@ def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int) -> Tokeniz
 
     kind "word": words and punctuation marks are tokens, rare ones are <unk>.
     kind "bpe": byte pair encoding over bytes (Sennrich et al. 2016; Radford et al. 2019), never <unk>.
-    Decoding gives back the text but for repeated spaces.
+    Decoding gives back the text except for repeated spaces.
     """
     if kind == "word":
         tokenizer = Tokenizer(models.WordLevel(unk_token=UNK))
@@ -37,7 +29,7 @@ def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int) -> Tokeniz
         tokenizer.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme="always")
         trainer = WordLevelTrainer(vocab_size=vocab_size - 1, special_tokens=[EOS, UNK], show_progress=False)
     else:
-        texts = (ENDLESS.sub(r"\g<0> ", text) for text in texts)
+        texts = (LONG_WORD.sub(r"\g<0> ", text) for text in texts)
         tokenizer = Tokenizer(models.BPE(unk_token=UNK))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         tokenizer.decoder = decoders.ByteLevel()
@@ -60,14 +52,14 @@ def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int) -> Tokeniz
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """A tokenizer that train_tokenizer made and its method save wrote."""
+    """Load a tokenizer that train_tokenizer made and its method save wrote."""
     tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.encode_special_tokens = True  # which the file does not say
+    tokenizer.encode_special_tokens = True  # the file does not say so
     return tokenizer
 
 
 def to_text(tokenizer: Tokenizer, ids: list[int]) -> str:
-    """Token ids, without start and </s>, as one line of text; a token outside the vocabulary reads <unk>,
+    """Turn token ids, without start and </s>, into one line of text. A token outside the vocabulary becomes <unk>,
     and control characters, which a terminal would obey, are replaced."""
     text = tokenizer.decode(ids, skip_special_tokens=False)
     text = re.sub(r"\s+", " ", re.sub(rf"(?<=[\w>]){UNK}", f" {UNK}", text)).strip()
