@@ -81,7 +81,7 @@ class Study:
 
         return add
 
-    def parse_args(self, description: str | None, flags: list[str] | None = None) -> argparse.Namespace:
+    def parse_args(self, description: str | None, argv: list[str] | None = None) -> argparse.Namespace:
         """Parse the flags of ablations.py."""
         parser = Parser(description)
         add = parser.add_argument
@@ -92,15 +92,15 @@ class Study:
         add("--resume", action="store_true", help="keep the finished runs in --output, and do the others")
         add("--output", type=Path, default=self.output, metavar="DIR", help="where to write")
         parser.add_device()
-        args = parser.parse_args(flags)
+        args = parser.parse_args(argv)
         for name in args.names:
             if name not in self.ablations:
                 parser.error(f"no ablation is called {name!r}; there are {', '.join(self.ablations)}")
         return args
 
-    def main(self, description: str | None, work: Work) -> None:
+    def main(self, description: str | None, work: Work, argv: list[str] | None = None) -> None:
         """Do the runs that the command line asks for; write each result as it comes, then table and picture."""
-        args = self.parse_args(description)
+        args = self.parse_args(description, argv)
         if args.list:
             for name, entry in self.ablations.items():
                 print(f"{name}\n    takes out: {entry.removes}\n    predicted: {entry.prediction}")
