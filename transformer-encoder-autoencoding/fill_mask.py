@@ -92,7 +92,8 @@ def main(argv: list[str] | None = None) -> None:
         """Print the answers to sentences, and return their number."""
         results = filler.score_each(sentences) if args.score else filler.fill_each(sentences, args.top_k or TOP_K)
         answered = 0
-        for answered, result in enumerate(results, start=1):
+        for result in results:
+            answered += 1
             if args.json:
                 print(json.dumps(result, ensure_ascii=False))
             else:

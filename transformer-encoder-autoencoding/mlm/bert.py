@@ -170,9 +170,7 @@ def save(directory: Path, model: MaskedLanguageModel, tokenizer: Tokenizer) -> N
     )
 
 
-def load(
-    directory: Path, device: torch.device, setting: str = "model"
-) -> tuple[MaskedLanguageModel, Tokenizer]:
+def load(directory: Path, device: torch.device, setting: str = "model") -> tuple[MaskedLanguageModel, Tokenizer]:
     """Read a model directory, one of ours or any BERT with its fast tokenizer -> the model, in evaluation mode, and
     its tokenizer. setting: the configuration field that names the directory."""
     check_name(directory)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-import torch
 from tokenizers import Encoding, Regex, Tokenizer, pre_tokenizers
 
 from encoder import MaskedLanguageModel

@@ -1,10 +1,12 @@
-"""Fill the [MASK]s of sentences, or score sentences, with a model directory.
+"""Fill the [MASK]s of sentences, or score sentences, with a model directory:
 
     from mlm import MaskFiller
 
     filler = MaskFiller.load("results/model")
     filler("Transformers use [MASK] attention")  # [[{"token": "self", "probability": 0.998}, ...]]
     filler.score("Paris is the capital of France")["pseudo_perplexity"]
+
+fill_mask.py gives it a stream of sentences, of any length, and prints its answers.
 """
 
 import math
