@@ -1,10 +1,14 @@
-"""seq2seq.marian_tokenizer"""
+"""The tokenizer of MarianMT models as Helsinki-NLP publishes them: two SentencePiece models (Kudo and Richardson
+2018), source.spm and target.spm, whose pieces have their ids in vocab.json.
+
+It needs the package sentencepiece, which nothing else here does.
+"""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from .common.errors import InputError
+from .common.errors import InputError, naming
 from .tokenizer import EOS, PAD, UNK
 
 FILES = "source.spm", "target.spm", "vocab.json"
@@ -21,36 +25,46 @@ class Encoding:
         return len(self.ids)
 
 
+def read_ids(path: Path) -> dict[str, int]:
+    """Read the id of every token."""
+    with naming(path):
+        if not path.is_file():
+            raise InputError("is missing; download it again")
+        try:
+            ids = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            ids = None
+        if not isinstance(ids, dict) or not all(type(i) is int and i >= 0 for i in ids.values()):
+            raise InputError("is not an object of tokens and their ids; download it again")
+        if missing := {EOS, UNK, PAD} - ids.keys():
+            raise InputError(f"has no {' and no '.join(sorted(missing))}; take another model")
+    return ids
+
+
 class MarianTokenizer:
-    """Has those methods of tokenizers.Tokenizer that the commands of this folder use, and one for targets."""
+    """Has those methods of tokenizers.Tokenizer that this project uses, and one for targets."""
 
     def __init__(self, directory: Path):
-        """Raises InputError where a file is missing or damaged, or the package sentencepiece is."""
         try:
             from sentencepiece import SentencePieceProcessor
         except ImportError:
             raise InputError(f"{directory}: has SentencePiece models; run pip install sentencepiece") from None
-        for name in FILES:
-            if not (directory / name).is_file():
-                raise InputError(f"{directory / name}: is missing; get it anew")
-        try:
-            self.models = [SentencePieceProcessor(model_file=str(directory / name)) for name in FILES[:2]]
-            for model in self.models:
-                model.id_to_piece(list(range(model.get_piece_size())))  # whether all of them are UTF-8
-        except (OSError, RuntimeError, ValueError) as error:
-            raise InputError(f"{directory}: source.spm or target.spm is damaged ({error}); get it anew") from None
-        try:
-            self.ids = json.loads((directory / "vocab.json").read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):
-            self.ids = None
-        if not isinstance(self.ids, dict) or not all(type(i) is int and i >= 0 for i in self.ids.values()):
-            raise InputError(f"{directory / 'vocab.json'}: is not an object of tokens and their ids; get it anew")
-        if missing := {EOS, UNK, PAD} - self.ids.keys():
-            raise InputError(f"{directory / 'vocab.json'}: has no {' and no '.join(sorted(missing))}")
+        self.models = []
+        for name in FILES[:2]:
+            with naming(directory / name):
+                if not (directory / name).is_file():
+                    raise InputError("is missing; download it again")
+                try:
+                    model = SentencePieceProcessor(model_file=str(directory / name))
+                    model.id_to_piece(list(range(model.get_piece_size())))  # raises if any is not UTF-8
+                except (OSError, RuntimeError, ValueError) as error:
+                    raise InputError(f"is damaged ({error}); download it again") from None
+            self.models.append(model)
+        self.ids = read_ids(directory / "vocab.json")
         self.tokens = {i: token for token, i in self.ids.items()}
 
     def _encode(self, text: str, model) -> Encoding:
-        """A language code in front, as in `>>deu<< Hello`, is a token of its own."""
+        """Split a text into pieces. A language code in front, as in `>>deu<< Hello`, is a token of its own."""
         ids, offsets, start = [], [], 0
         if text.startswith(">>") and "<<" in text:
             start = text.index("<<") + 2
@@ -59,28 +73,28 @@ class MarianTokenizer:
         try:
             pieces = model.encode(text[start:], out_type=str)
         except (RuntimeError, ValueError) as error:
-            raise InputError(f"a SentencePiece model is damaged ({error}); get it anew") from None
+            raise InputError(f"a SentencePiece model is damaged ({error}); download it again") from None
         for piece in pieces:
             ids.append(self.ids.get(piece, self.ids[UNK]))
             letters = piece.replace("▁", "")
-            start = max(start, text.find(letters, start))  # where it is not found, the model has normalised it
+            start = max(start, text.find(letters, start))  # not found if the model has normalized it
             offsets.append((start, start + len(letters)))
         return Encoding([*ids, self.ids[EOS]], [*offsets, (len(text), len(text))])
 
     def encode(self, text: str) -> Encoding:
-        """The pieces of a source text."""
+        """Split a source text into pieces."""
         return self._encode(text, self.models[0])
 
     def encode_batch(self, texts: list[str]) -> list[Encoding]:
-        """The pieces of source texts."""
+        """Split source texts into pieces."""
         return [self._encode(text, self.models[0]) for text in texts]
 
     def encode_targets(self, texts: list[str]) -> list[Encoding]:
-        """The pieces of target texts."""
+        """Split target texts into pieces."""
         return [self._encode(text, self.models[1]) for text in texts]
 
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
-        """The text of pieces; special tokens are left out, or stand as they are."""
+        """Join pieces; special tokens are left out, or stand as they are."""
         text, pieces = "", []
         for token in [self.tokens.get(i, UNK) for i in ids]:
             if token not in (EOS, UNK, PAD):
@@ -91,19 +105,19 @@ class MarianTokenizer:
         return (text + self.models[1].decode_pieces(pieces)).replace("▁", " ").strip()
 
     def token_to_id(self, token: str) -> int | None:
-        """None where the vocabulary has no such token."""
+        """Return a token's id; None if the vocabulary has no such token."""
         return self.ids.get(token)
 
     def id_to_token(self, token_id: int) -> str | None:
-        """None where the vocabulary has no such id."""
+        """Return the token of an id; None if the vocabulary has no such id."""
         return self.tokens.get(token_id)
 
     def get_vocab(self, with_added_tokens: bool = True) -> dict[str, int]:
-        """The id of every token; all of them are in vocab.json."""
+        """Return the id of every token; all of them are in vocab.json."""
         return self.ids
 
     def get_vocab_size(self) -> int:
-        """The number of tokens."""
+        """Return the number of tokens."""
         return len(self.ids)
 
     def save(self, folder: Path) -> None:

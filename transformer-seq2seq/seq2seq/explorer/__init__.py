@@ -1,0 +1,1 @@
+"""The page that visualize_attention.py --html writes."""
