@@ -1,30 +1,176 @@
-"""seq2seq.contestants"""
+"""Whom benchmark.py compares: in training our Trainer with Hugging Face's MarianMT, in generation ours with Hugging
+Face's generate and with CTranslate2."""
 
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import count, islice
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
-from tqdm import tqdm
 
-from decoding import generate_all
+from transformer import Transformer
 
-from . import marian as pretrained
-from .common.errors import InputError
+from . import marian
+from .common.benchmarking import MatrixProducts
+from .common.distributed import DistributedContext
+from .common.fast_cpu import best_precision
+from .config import TrainConfig
+from .dataset import Data
+from .generation import generate_all
+from .loss import IGNORE
 
-Answers = list[tuple[list[int], float]]  # for each prompt the ids generated, without </s>, and the score
+# ---------------------------------------------------------------------------------------------- training
+
+PRODUCTS = "matrix products of ours, fp32"
 
 
+class Trainer(Protocol):
+    """What is used of a Trainer of train.py."""
+
+    config: TrainConfig
+    context: DistributedContext
+    data: Data
+    model: Transformer
+    optimizers: list[torch.optim.Optimizer]
+
+    def batches(self, epoch: int) -> Sequence[np.ndarray]: ...
+    def update(self, indices: np.ndarray, fraction: float) -> None: ...
+
+
+class Contestant(Protocol):
+    """Whoever trains a model step by step."""
+
+    def step(self) -> int:
+        """Make one update -> the number of its target tokens."""
+
+
+class Ours:
+    """The trainer's own steps."""
+
+    def __init__(self, trainer: Trainer, compiled: bool = False):
+        self.trainer = trainer
+        self.batches = (indices for epoch in count() for indices in trainer.batches(epoch))
+        if compiled:
+            trainer.model.hidden_states = torch.compile(trainer.model.hidden_states, dynamic=True)
+
+    def step(self) -> int:
+        indices = next(self.batches)
+        self.trainer.update(indices, fraction=0.5)
+        return target_tokens(self.trainer, indices)
+
+
+class WithoutFastCpu(Ours):
+    """The same steps in fp32 without fast_cpu.py: PyTorch's dropout, and a loss that holds all logits."""
+
+    def step(self) -> int:
+        indices, trainer = next(self.batches), self.trainer
+        batch = trainer.data.train.batch(indices).to(trainer.context.device)
+        logits = trainer.model.train()(batch.source, batch.target)[..., :-1]  # <pad> is last, and has no share
+        smoothing = trainer.config.label_smoothing
+        loss = F.cross_entropy(logits.transpose(1, 2), batch.labels, label_smoothing=smoothing)
+        trainer.model.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
+        for optimizer in trainer.optimizers:
+            optimizer.step()
+        return target_tokens(trainer, indices)
+
+
+class HuggingFace:
+    """MarianMTModel of the same shape, trained in the usual way: its own loss, AdamW, as many pairs a batch
+    as ours have on average, drawn at random or grouped by length as transformers.Trainer groups them."""
+
+    def __init__(self, trainer: Trainer, grouped: bool):
+        from transformers import AutoConfig, AutoModelForSeq2SeqLM
+
+        self.trainer, self.grouped = trainer, grouped
+        with tempfile.TemporaryDirectory() as folder:
+            marian.save(Path(folder), trainer.model, trainer.data.tokenizer)
+            config = AutoConfig.from_pretrained(folder, dropout=trainer.model.config.dropout)
+        torch.manual_seed(trainer.config.seed)
+        self.model = AutoModelForSeq2SeqLM.from_config(config).to(trainer.context.device).train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
+        self.batches = self.draw()
+
+    def draw(self) -> Iterator[np.ndarray]:
+        """Yield epoch after epoch of batches, as indices of pairs."""
+        from transformers.trainer_pt_utils import get_length_grouped_indices
+
+        pairs = self.trainer.data.train
+        size = max(1, round(len(pairs) / len(self.trainer.batches(0))))
+        while True:
+            # grouped batches are shuffled as well: the first of every group are the longest
+            if self.grouped:
+                order = get_length_grouped_indices(pairs.source.lengths.tolist(), size)
+            else:
+                order = torch.randperm(len(pairs)).tolist()
+            for start in (size * torch.randperm(-(-len(order) // size))).tolist():
+                yield np.array(order[start : start + size])
+
+    def step(self) -> int:
+        indices, pairs, device = next(self.batches), self.trainer.data.train, self.trainer.context.device
+        source = torch.from_numpy(pairs.source.padded(indices, pairs.pad_id)).to(device)
+        labels = torch.from_numpy(pairs.target.padded(indices, IGNORE)).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.trainer.config.precision == "bf16"):
+            loss = self.model(input_ids=source, attention_mask=source != pairs.pad_id, labels=labels).loss
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        return target_tokens(self.trainer, indices)
+
+
+def target_tokens(trainer: Trainer, indices: np.ndarray) -> int:
+    """Return the number of target tokens of these pairs."""
+    return int(trainer.data.train.target.lengths[indices].sum())
+
+
+def matrix_products(trainer: Trainer) -> MatrixProducts:
+    """Return the matrix products of the trainer's first steps."""
+    data, model = trainer.data.train, trainer.model.eval()
+
+    def forward(indices: np.ndarray) -> None:
+        batch = data.batch(indices).to(trainer.context.device)
+        model.project(model.hidden_states(batch.source, batch.target)[batch.labels != IGNORE])
+
+    batches = list(islice(trainer.batches(0), 8))
+    steps = [(partial(forward, indices), target_tokens(trainer, indices)) for indices in batches]
+    return MatrixProducts(steps, trainer.context.device)
+
+
+def training_contestants(
+    make_trainer: Callable[[str], Trainer], device: torch.device, precision: str | None
+) -> dict[str, Callable[[], Contestant]]:
+    """Return a function for each name that makes the contestant ready. make_trainer: precision -> a trainer."""
+    best = precision or best_precision(device)
+    field = {f"ours, {best}": lambda: Ours(make_trainer(best))}
+    if best == "bf16":
+        field["ours, fp32"] = lambda: Ours(make_trainer("fp32"))
+    if device.type == "cuda":
+        field[f"ours, {best}, torch.compile"] = lambda: Ours(make_trainer(best), compiled=True)
+    field["ours, fp32, without fast_cpu.py"] = lambda: WithoutFastCpu(make_trainer("fp32"))
+    for kind in dict.fromkeys(["fp32", best] if device.type == "cuda" else ["fp32"]):
+        field[f"Hugging Face, {kind}, grouped"] = lambda kind=kind: HuggingFace(make_trainer(kind), grouped=True)
+        field[f"Hugging Face, {kind}, random"] = lambda kind=kind: HuggingFace(make_trainer(kind), grouped=False)
+    field[PRODUCTS] = lambda: matrix_products(make_trainer("fp32"))
+    return field
+
+
+# -------------------------------------------------------------------------------------------- generation
+
+Answers = list[tuple[list[int], float]]  # for each prompt the generated ids, without </s>, and the score
 Engine = Callable[[list[list[int]], int, int], Answers]  # ids of the prompts, prompts a batch, beam width
 
 
 @dataclass(frozen=True)
 class Task:
-    """So many prompts, in batches of that size, with that beam."""
+    """A number of prompts, in batches of this size, decoded with this beam."""
 
     name: str
     prompts: int
@@ -39,8 +185,8 @@ TASKS = [
 ]
 
 
-def ours(directory: Path, device: torch.device, max_length: int) -> Engine:
-    model, _ = pretrained.load(directory, device)
+def ours(model: Transformer, max_length: int) -> Engine:
+    """Return this project's decoder."""
 
     def answer(prompts: list[list[int]], batch_size: int, beam: int) -> Answers:
         found = generate_all(model, prompts, max_length, batch_size, beam)
@@ -50,7 +196,7 @@ def ours(directory: Path, device: torch.device, max_length: int) -> Engine:
 
 
 def hugging_face(directory: Path, device: torch.device, max_length: int, threads: int) -> Engine:
-    """transformers' generate on so many threads; prompts of like length go into a batch together, as in
+    """Return transformers' generate on some threads; prompts of like length go into a batch together, as in
     ours."""
     from transformers import AutoModelForSeq2SeqLM
     from transformers.utils.logging import disable_progress_bar
@@ -100,7 +246,7 @@ def ctranslate2(
     at_once: int,
     threads: int,
 ) -> Engine:
-    """CTranslate2, which groups prompts of like length by itself, with so many batches at once and so many
+    """Return CTranslate2, which groups prompts of like length by itself, with a number of batches at once and of
     threads for each."""
     import ctranslate2
 
@@ -134,51 +280,28 @@ def ctranslate2(
     return answer
 
 
+def generation_engines(
+    directory: Path, model: Transformer, tokenizer: Tokenizer, device: torch.device
+) -> dict[str, Engine]:
+    """Return the engines by name, ready to decode with the model of a directory."""
+    max_length, threads = model.config.max_length - 1, torch.get_num_threads()
+    engines = {"ours": ours(model, max_length)}
+    for n in dict.fromkeys([threads, 1]):
+        engines[f"Hugging Face, {thread_count(n)}"] = hugging_face(directory, device, max_length, n)
+    ways = [("float32", 1, threads), ("float32", threads, 1), ("int8", threads, 1)]
+    for compute_type, at_once, n in dict.fromkeys(ways):
+        name = f"CTranslate2, {compute_type}, {thread_count(n)}" + f" x {at_once}" * (at_once > 1)
+        engines[name] = ctranslate2(directory, device, max_length, tokenizer, compute_type, at_once, n)
+    return engines
+
+
+def thread_count(n: int) -> str:
+    """Return a number of threads in words."""
+    return f"{n} thread{'s' * (n > 1)}"
+
+
 def agreement(mine: Answers, other: Answers) -> str:
-    """How many answers are the same, and, of beam search, how far the scores of those are apart."""
+    """Say how many answers are the same and, of beam search, how far the scores of those are apart."""
     same = [(a[1], b[1]) for a, b in zip(mine, other, strict=True) if a[0] == b[0]]
     apart = max((abs(a - b) for a, b in same if b), default=0.0)
     return f"{len(same)} of {len(mine)}" + (f", scores within {apart:.0e}" if apart else "")
-
-
-def counted(threads: int) -> str:
-    """A number of threads in words."""
-    return f"{threads} thread{'s' * (threads > 1)}"
-
-
-def main(directory: Path, texts: list[str], device: torch.device, rounds: int) -> None:
-    """Print a table: generated tokens per second of each engine on each task, medians of the rounds."""
-    model, tokenizer = pretrained.load(directory, device)  # reports what is wrong with the directory
-    if not isinstance(tokenizer, Tokenizer):
-        raise InputError(f"{directory}: has SentencePiece models; the benchmark needs a tokenizer.json")
-    max_length = model.config.max_length - 1
-    prompts = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
-    prompts = [ids for ids in prompts if len(ids) <= model.config.max_length]
-    if not prompts:
-        raise InputError("no prompt of the input is short enough for the model; give it shorter ones")
-    engines = {"ours": ours(directory, device, max_length)}
-    threads = torch.get_num_threads()
-    for n in dict.fromkeys([threads, 1]):
-        engines[f"Hugging Face, {counted(n)}"] = hugging_face(directory, device, max_length, n)
-    ways = [("float32", 1, threads), ("float32", threads, 1), ("int8", threads, 1)]
-    for compute_type, at_once, n in dict.fromkeys(ways):
-        name = f"CTranslate2, {compute_type}, {counted(n)}" + f" x {at_once}" * (at_once > 1)
-        engines[name] = ctranslate2(directory, device, max_length, tokenizer, compute_type, at_once, n)
-    for task in TASKS:
-        asked = [prompts[i % len(prompts)] for i in range(task.prompts)]
-        rates: dict[str, list[float]] = {name: [] for name in engines}
-        answers: dict[str, Answers] = {}
-        for round_ in tqdm(range(-1, rounds), desc=task.name, unit="round", leave=False):
-            for name, engine in engines.items():
-                started = time.perf_counter()
-                answers[name] = engine(asked, task.batch_size, task.beam)
-                seconds = time.perf_counter() - started
-                if round_ >= 0:  # the first only warms up
-                    rates[name].append(sum(len(ids) + 1 for ids, _ in answers[name]) / seconds)
-        print(f"\n{task.name:34}{'tokens/s':>10}{'ratio':>8}   same output as ours")
-        medians = {name: statistics.median(of) for name, of in rates.items()}
-        for name, rate in medians.items():
-            same = agreement(answers["ours"], answers[name]) if name != "ours" else ""
-            print(f"{name:34}{rate:10,.0f}{medians['ours'] / rate:8.1f}   {same}")
-    print("\ntokens/s: generated, </s> included. ratio: how many times faster ours is.")
-    print("x N: so many batches at once; ours of a narrow model likewise, one a core, at most four.")
