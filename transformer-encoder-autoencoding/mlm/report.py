@@ -76,13 +76,14 @@ def show_examples(clozes: Sequence[EncodedCloze], answers: Answers) -> list[str]
 def unigram_loss(train: MLMDataset, held_out: MLMDataset, vocab_size: int) -> float:
     """Return the loss (nats per token) of predicting the tokens of the held-out text that may be hidden from their
     frequency in training alone: the plateau on which masked language models can get stuck. Counts start at one."""
-    counts = np.ones(vocab_size)
-    for start in range(0, len(train.ids), 2**20):
-        counts += np.bincount(train.ids[start : start + 2**20], minlength=vocab_size)
-        train.release()
-    special = list(vars(train.special).values())  # which are never hidden
+    counts, seen = np.ones(vocab_size), train.sequences
+    for start in range(0, len(seen.ids), 2**20):
+        counts += np.bincount(seen.ids[start : start + 2**20], minlength=vocab_size)
+        seen.release()
+    special = list(train.special.all)  # which are never hidden
     counts[special] = 0
-    ids = held_out.ids[~np.isin(held_out.ids, special)]
+    ids = held_out.sequences.ids
+    ids = ids[~np.isin(ids, special)]
     return float(-np.log(counts[ids] / counts.sum()).mean())
 
 
