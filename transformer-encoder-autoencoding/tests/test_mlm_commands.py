@@ -1,7 +1,6 @@
 """The scripts as a user runs them: from another folder, with files, arguments, pipes and Ctrl-C."""
 
 import json
-import math
 import os
 import re
 import shutil
@@ -15,11 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from mlm import bert as pretrained
-from mlm.filling import Sentence, fill, score
-from mlm.tokenizer import MASK, SPECIAL_TOKENS
+from mlm import MaskFiller
+from mlm.tokenizer import MASK
 
 FOLDER = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -164,8 +162,7 @@ def test_ctrl_c_keeps_what_was_learnt_and_resume_goes_on(tmp_path, folder, comma
     last = shown.decode().rstrip("\n").split("\n")[-1].split("\r")[-1]
     assert last.startswith("train_mlm.py: interrupted") and "--resume" in last
     assert b"Traceback" not in shown
-    model, tokenizer = pretrained.load(tmp_path / "out" / "model", CPU)
-    assert fill([Sentence(f"the {MASK}", "")], model, tokenizer, 1, CPU)[0]["masks"]
+    assert MaskFiller.load(tmp_path / "out" / "model", "cpu")(f"the {MASK}", top_k=1)
     steps = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)["progress"]["step"]
     done = command("train_mlm.py", *flags, "--max-steps", steps + 2, "--resume", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -205,283 +202,13 @@ def test_init_goes_on_with_a_models_weights_and_words(script, tmp_path, trained,
     assert read_json(tmp_path / "out" / "metrics.json")["held_out_accuracy"] > 0.5
 
 
-# ---- fill_mask.py
-
-
-def test_the_model_fills_what_it_was_taught(script, trained, training):
-    hidden = [" ".join([*line.split()[:2], MASK, *line.split()[3:]]) for line in training]
-    status, out, stderr = script("fill_mask", "--model", trained / "model", "--json", *hidden)
+def test_help_names_every_flag_and_an_example(script):
+    status, out, stderr = script("train_mlm", "--help")
     assert status == 0 and stderr == ""
-    results = [json.loads(line) for line in out.splitlines()]
-    assert [result["input"] for result in results] == hidden
-    right = [result["filled"] == line for result, line in zip(results, training, strict=True)]
-    assert sum(right) >= 14, [result["filled"] for result in results]
-
-
-def test_standard_input_is_read_line_by_line(command, trained, tmp_path):
-    stdin = "\ufeffthe cat [MASK] the small mouse\r\n\nour [MASK] drives a blue car\n".encode()
-    done = command("fill_mask.py", "--model", trained / "model", "--top-k", 1, cwd=tmp_path, stdin=stdin)
-    assert done.returncode == 0, done.stderr
-    filled = [line for line in done.stdout.splitlines() if not line.startswith(" ")]
-    assert filled == ["the cat chases the small mouse", "our doctor drives a blue car"]
-    assert not list(tmp_path.iterdir())
-
-
-def test_filled_sentences_follow_json_schema_and_probabilities_are_the_models(script, trained, loaded):
-    sentence = "our [MASK] drives a [MASK] car"
-    status, out, _ = script("fill_mask", "--model", trained / "model", "--json", "--top-k", 3, sentence)
-    assert status == 0
-    result = json.loads(out)
-    assert set(result) == {"input", "filled", "masks"} and result["input"] == sentence
-    model, tokenizer = loaded
-    ids = torch.tensor([tokenizer.encode(sentence).ids])
-    with torch.no_grad():
-        best = model(ids)[ids == tokenizer.token_to_id(MASK)].softmax(dim=-1).topk(3)
-    assert len(result["masks"]) == 2
-    for mask, tokens, probabilities in zip(result["masks"], best.indices, best.values, strict=True):
-        assert [c["token"] for c in mask] == [tokenizer.id_to_token(token) for token in tokens.tolist()]
-        assert [c["probability"] for c in mask] == pytest.approx(probabilities.tolist(), abs=1e-6)
-        assert all(set(candidate) == {"token", "probability"} for candidate in mask)
-    first, second = (mask[0]["token"] for mask in result["masks"])
-    assert result["filled"] == f"our {first} drives a {second} car"
-
-
-@pytest.mark.parametrize("top_k", [1, 2, 10**9])
-def test_top_k_is_how_many_words_are_shown(script, trained, loaded, top_k):
-    sentence = "the cat [MASK] the [MASK] mouse"
-    _, out, _ = script("fill_mask", "--model", trained / "model", "--top-k", top_k, sentence)
-    shown = min(top_k, loaded[0].config.vocab_size)
-    assert len(out.splitlines()) == 1 + 2 * (1 + shown)
-    assert "[MASK] 1" in out and "[MASK] 2" in out
-    (result,) = fill([Sentence(sentence, "")], *loaded, top_k, CPU)
-    for mask in result["masks"]:
-        probabilities = [candidate["probability"] for candidate in mask]
-        assert len(mask) == shown and probabilities == sorted(probabilities, reverse=True)
-        assert shown < 70 or sum(probabilities) == pytest.approx(1, abs=1e-4)
-
-
-@torch.no_grad()
-def test_surprisal_is_that_of_each_token_hidden_alone(script, trained, loaded):
-    sentence = "the dog chases the zebra ."
-    status, out, stderr = script("fill_mask", "--model", trained / "model", "--score", "--json", sentence)
-    assert status == 0 and "zebra" in stderr
-    result = json.loads(out)
-    assert set(result) == {"input", "pseudo_perplexity", "tokens"}
-    model, tokenizer = loaded
-    ids = tokenizer.encode(sentence).ids
-    expected = []
-    for position in range(1, len(ids) - 1):
-        hidden = torch.tensor([ids])
-        hidden[0, position] = tokenizer.token_to_id(MASK)
-        expected.append(F.cross_entropy(model(hidden)[0, position], torch.tensor(ids[position])).item())
-    assert [token["surprisal"] for token in result["tokens"]] == pytest.approx(expected, abs=1e-5)
-    assert [token["token"] for token in result["tokens"]] == ["the", "dog", "chases", "the", "[UNK]", "[UNK]"]
-    assert result["pseudo_perplexity"] == pytest.approx(math.exp(sum(expected) / len(expected)), rel=1e-5)
-
-
-def test_sentences_that_were_taught_are_less_surprising_than_nonsense(loaded, training):
-    shuffled = " ".join(sorted(training[0].split()))
-    results = score([Sentence(text, "") for text in (training[0], shuffled)], *loaded, CPU)
-    assert 1 <= results[0]["pseudo_perplexity"] < results[1]["pseudo_perplexity"] / 5
-
-
-def test_scores_do_not_depend_on_how_many_words_are_hidden_at_a_time(make_model, bpe):
-    """A sentence of more tokens than are scored in one go."""
-    model = make_model(bpe.get_vocab_size(), max_length=150)
-    long = "my mother bakes sweet bread today near the river and my father paints the old door red " * 2
-    ids = bpe.encode(long).ids
-    assert len(ids) > 66
-    (result,) = score([Sentence(long, "")], model, bpe, CPU)
-    assert len(result["tokens"]) == len(ids) - 2
-    hidden = torch.tensor([ids])
-    hidden[0, 65] = 4
-    expected = F.cross_entropy(model(hidden)[0, 65], torch.tensor(ids[65])).item()
-    assert result["tokens"][64]["surprisal"] == pytest.approx(expected, abs=1e-5)
-
-
-@pytest.mark.parametrize("batch_tokens", [1, 30, 4096])
-def test_many_sentences_are_answered_as_each_alone_is(loaded, training, monkeypatch, batch_tokens):
-    monkeypatch.setattr("filling.BATCH_TOKENS", batch_tokens)
-    texts = [training[0], *training[3:9], "the cat", f"{training[1]} {training[2]}"]
-    hidden = [Sentence(text.replace(" ", f" {MASK} ", 1), "") for text in texts]
-    close = {"rel": 1e-4, "abs": 1e-6}
-    for one, among in zip(hidden, fill(hidden, *loaded, 3, CPU), strict=True):
-        (alone,) = fill([one], *loaded, 3, CPU)
-        assert (among["input"], among["filled"]) == (alone["input"], alone["filled"])
-        for a, b in zip(among["masks"][0], alone["masks"][0], strict=True):
-            assert a["probability"] == pytest.approx(b["probability"], **close)
-    whole = [Sentence(text, "") for text in texts]
-    for one, among in zip(whole, score(whole, *loaded, CPU), strict=True):
-        (alone,) = score([one], *loaded, CPU)
-        assert among["pseudo_perplexity"] == pytest.approx(alone["pseudo_perplexity"], rel=1e-4)
-        assert [token["token"] for token in among["tokens"]] == [token["token"] for token in alone["tokens"]]
-
-
-def test_more_lines_than_are_held_at_a_time(trained, command, tmp_path):
-    lines = [f"the cat {MASK} the small mouse", f"our {MASK} drives a blue car"] * 600
-    stdin = "\n".join(lines).encode()
-    done = command("fill_mask.py", "--model", trained / "model", "--json", cwd=tmp_path, stdin=stdin)
-    assert done.returncode == 0, done.stderr
-    assert [json.loads(line)["input"] for line in done.stdout.splitlines()] == lines
-
-
-def test_a_person_reads_sentence_perplexity_and_words(script, trained):
-    _, out, _ = script("fill_mask", "--model", trained / "model", "--score", "the cat chases the small mouse")
-    lines = out.splitlines()
-    assert lines[0] == "the cat chases the small mouse" and "pseudo-perplexity" in lines[1]
-    assert [line.split()[-1] for line in lines[2:]] == lines[0].split()
-
-
-def test_an_unknown_word_is_shown_as_unknown(script, trained):
-    sentence = "the zebra [MASK] the zebra gnu"
-    status, out, stderr = script("fill_mask", "--model", trained / "model", sentence)
-    assert status == 0
-    assert stderr.count("\n") == 1 and "warning" in stderr and "[UNK]" in stderr
-    assert stderr.count("zebra") == 1 and "gnu" in stderr
-    assert out.startswith("the zebra ") and out.splitlines()[0].endswith(" the zebra gnu")
-
-
-def test_at_a_prompt_a_mistake_is_shown_and_the_next_line_is_read(script, trained, monkeypatch):
-    typed = iter(["the cat", "the cat [MASK] the small mouse", ""])
-    monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
-    status, out, stderr = script("fill_mask", "--model", trained / "model", "--top-k", 1, terminal=True)
-    assert status == 0 and "no [MASK]" in stderr
-    assert out.splitlines()[0] == "the cat chases the small mouse"
-
-
-def test_a_reader_that_goes_away_is_no_error(trained, folder, tmp_path):
-    """As in `fill_mask.py ... | head -1`."""
-    line = [sys.executable, str(folder / "fill_mask.py"), "--model", str(trained / "model"), "--top-k", "70"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [*line, *["the [MASK] [MASK] [MASK]"] * 60],
-        env=environment,
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+    assert "--device" in out and "python3 train_mlm.py" in out
+    promised = (
+        "--corpus --held-out --tokenizer --vocab-size --d-model --n-layers --n-heads --d-ff --dropout --max-length "
+        "--epochs --max-steps --max-minutes --batch-tokens --learning-rate --warmup-steps --mask-prob --precision --seed "
+        "--resume --output"
     )
-    process.stdout.close()
-    with process:
-        assert process.stderr.read() == b""
-    assert process.returncode == 1
-
-
-# ---- visualize_attention.py
-
-
-@pytest.fixture
-def draw(script, trained, tmp_path):
-    """draw(*flags) runs the script on the trained model -> its standard output, the pictures' sizes."""
-
-    def run(*flags):
-        output = tmp_path / "pictures"
-        status, out, stderr = script("visualize_attention", "--model", trained / "model", "--output", output, *flags)
-        assert status == 0, stderr
-        names = ["attention_heads.png", "attention_heatmap.png"]
-        assert sorted(path.name for path in output.iterdir()) == names
-        assert out.split() == [str(output / "attention_heatmap.png"), str(output / "attention_heads.png")]
-        return [png_size(output / name) for name in names]
-
-    return run
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["the cat [MASK] the small mouse"],
-        ["the cat chases the small mouse"],
-        ["cat"],
-        ["--layer", 2, "--head", 1, "our [MASK] drives a [MASK] car"],
-        ["costs $5, $\\x$ and $_^{a}"],
-        ["the cat " * 11],
-    ],
-)
-def test_two_pictures_of_sensible_size(draw, flags):
-    """Whatever is in the sentence, up to the longest that the model takes."""
-    for width, height in draw(*flags):
-        assert 300 < width < 4000 and 300 < height < 4000
-
-
-def test_a_long_sentence_has_a_picture_that_fits_into_memory(tmp_path, monkeypatch):
-    """512 words, the longest sentence of most models, make a picture of at most 10,000 dots a side."""
-    import visualize_attention as script
-
-    drawn = []
-
-    def measure(self, path, dpi, **_):
-        drawn.append(self.get_size_inches() * dpi)
-        path.touch()
-
-    monkeypatch.setattr(script.plt.Figure, "savefig", measure)
-    script.draw_map(torch.eye(512), ["word"] * 512, ["word"] * 512, "title", tmp_path / "map.png")
-    assert len(drawn) == 1 and drawn[0].max() <= 10_000
-
-
-def test_a_map_is_that_of_the_layer_and_head_asked_for(script, trained, tmp_path, loaded, monkeypatch):
-    import visualize_attention
-
-    model, tokenizer = loaded
-    drawn = []
-    monkeypatch.setattr(visualize_attention, "draw_map", lambda *args: drawn.append(args))
-    monkeypatch.setattr(visualize_attention, "draw_heads", lambda *args: drawn.append(args))
-    sentence = "the cat [MASK] the small zebra"
-    with torch.no_grad():
-        ids = torch.tensor([tokenizer.encode(sentence).ids])
-        weights = torch.stack(model.encoder(ids, need_weights=True)[1])[:, 0]
-    wanted = {
-        (): weights.mean((0, 1)),
-        (2,): weights[1].mean(0),
-        (2, 1): weights[1, 0],
-        (None, 2): weights[:, 1].mean(0),
-    }
-    for (layer, head), expected in (((*key, None, None)[:2], value) for key, value in wanted.items()):
-        flags = [*(["--layer", layer] if layer else []), *(["--head", head] if head else [])]
-        flags += ["--model", trained / "model", "--output", tmp_path]
-        assert script("visualize_attention", *flags, sentence)[0] == 0
-        chosen, rows, columns, title, _ = drawn[-2]
-        torch.testing.assert_close(chosen, expected)
-        assert rows == ["[CLS]", "the", "cat", f"{MASK} → chases", "the", "small", "[UNK]", "[SEP]"]
-        assert columns == ["[CLS]", "the", "cat", MASK, "the", "small", "[UNK]", "[SEP]"]
-        assert title.startswith(sentence) and ("layer 2" in title) == (layer == 2)
-        torch.testing.assert_close(drawn[-1][0], weights)
-
-
-def test_entropy_is_in_bits():
-    from visualize_attention import entropy
-
-    weights = torch.stack([torch.eye(4), torch.full((4, 4), 0.25), torch.tensor([[0.5, 0.5, 0, 0]] * 4)])
-    torch.testing.assert_close(entropy(weights), torch.tensor([0.0, 2.0, 1.0]))
-
-
-# ---- all of them
-
-
-@pytest.mark.parametrize("name", ["train_mlm", "fill_mask", "visualize_attention"])
-def test_help_names_every_flag_and_an_example(script, name):
-    status, out, stderr = script(name, "--help")
-    assert status == 0 and stderr == ""
-    assert "--device" in out and f"python3 {name}.py" in out
-    promised = {
-        "train_mlm": "--corpus --held-out --tokenizer --vocab-size --d-model --n-layers --n-heads --d-ff "
-        "--dropout --max-length --epochs --max-steps --max-minutes --batch-tokens --learning-rate "
-        "--warmup-steps --mask-prob --precision --seed --resume --output",
-        "fill_mask": "--model --top-k --score --json",
-        "visualize_attention": "--model --output --layer --head --html",
-    }[name]
     assert [flag for flag in promised.split() if flag not in out] == []
-
-
-def test_special_tokens_of_the_text_are_no_sentence_ends(script, trained):
-    """Someone who writes [SEP] gets an answer, not a crash."""
-    sentence = " ".join(["the", *SPECIAL_TOKENS, "cat"])
-    assert script("fill_mask", "--model", trained / "model", "--top-k", 1, sentence)[0] == 0
-
-
-def test_starting_imports_only_what_is_used(trained):
-    """PyTorch's compiler alone takes as long to import as PyTorch itself."""
-    flags = ["--model", trained / "model", "--device", "cpu", "Paris is the [MASK] of France"]
-    command = [sys.executable, "-X", "importtime", FOLDER / "fill_mask.py", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert {"torch", "tokenizers"} <= imported
-    assert not imported & {"torch._dynamo", "sympy", "matplotlib", "transformers"}
