@@ -1,39 +1,60 @@
-"""masking"""
+"""Masked language modelling: hide some tokens of a text, and ask a model for them.
+
+Devlin et al. 2018, "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding"
+(arXiv:1810.04805), section 3.1, "Task #1: Masked LM", and appendix A.1.
+
+Legend: B sentences in a batch, S length of the longest.
+"""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
-from mlm.tokenizer import SPECIAL_TOKENS, SpecialIds
 
 IGNORE = -100  # the label of a position that is not scored; PyTorch's cross-entropy skips it
 
 
 def corrupt(
-    ids: Tensor, special: SpecialIds, vocab_size: int, mask_prob: float, generator: torch.Generator
+    ids: Tensor,
+    special_ids: Sequence[int],
+    mask_id: int,
+    vocab_size: int,
+    mask_prob: float,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Hide tokens for masked language modelling (Devlin et al. 2018, section 3.1 and appendix A.1).
+    """Draw the tokens to predict, and hide them: 80 % become [MASK], 10 % a random token, 10 % stay.
 
-    In each sentence mask_prob of the tokens that are neither special nor unknown, and at least one, are drawn
-    to be predicted. Of these 80 % become [MASK], 10 % a random token that is not special, 10 % stay.
+    Those that stay or become another teach the model to say what belongs at a position that it sees, as later,
+    when it is used, hardly any token is [MASK]. Special tokens, such as [PAD] and [UNK], are neither drawn nor
+    put in another's place.
 
-    ids (B, S) -> inputs (B, S) and labels (B, S), which are the original ids where a prediction is due
-    and IGNORE elsewhere.
+    ids (B, S) -> inputs (B, S) and labels (B, S), which are the original ids at the positions to predict and
+    IGNORE elsewhere.
     """
-    eligible = torch.ones_like(ids, dtype=torch.bool)
-    for special_id in vars(special).values():
-        eligible &= ids != special_id
-    counts = eligible.sum(dim=1, keepdim=True)
-    wanted = (counts * mask_prob).round().clamp(min=1).minimum(counts)  # (B, 1)
-    lottery = torch.rand(ids.shape, generator=generator).masked_fill(~eligible, 2.0)
-    ranks = lottery.argsort(dim=1).argsort(dim=1)  # of tickets .7 .2 .9 .4 the ranks are 2 0 3 1
-    drawn = ranks < wanted
-    labels = ids.where(drawn, torch.tensor(IGNORE))
+    special = torch.isin(ids, torch.tensor(special_ids))
+    drawn = draw_positions(~special, mask_prob, generator)
+    labels = ids.masked_fill(~drawn, IGNORE)
 
     fate = torch.rand(ids.shape, generator=generator)
-    random_ids = torch.randint(max(1, vocab_size - len(SPECIAL_TOKENS)), ids.shape, generator=generator)
-    # Of five ids of which 1 and 3 are special, 0 1 2 are drawn: stepping over 1, then over 3, gives 0 2 4.
-    for special_id in sorted(vars(special).values()):
-        random_ids += random_ids >= special_id
-    inputs = ids.masked_fill(drawn & (fate < 0.8), special.mask)
-    inputs = inputs.where(~drawn | (fate < 0.8) | (fate >= 0.9), random_ids)
+    masked, replaced = drawn & (fate < 0.8), drawn & (fate >= 0.8) & (fate < 0.9)
+    random_ids = draw_ids(ids.shape, special_ids, vocab_size, generator)
+    inputs = torch.where(replaced, random_ids, ids).masked_fill(masked, mask_id)
     return inputs, labels
+
+
+def draw_positions(eligible: Tensor, mask_prob: float, generator: torch.Generator) -> Tensor:
+    """Draw mask_prob of the eligible positions in each row, and at least one: bool (B, S) -> bool (B, S)."""
+    counts = eligible.sum(dim=1, keepdim=True)  # (B, 1)
+    wanted = (counts * mask_prob).round().clamp(min=1).minimum(counts)
+    lottery = torch.rand(eligible.shape, generator=generator).masked_fill(~eligible, 2.0)  # (B, S)
+    ranks = lottery.argsort(dim=1).argsort(dim=1)  # of tickets .7 .2 .9 .4 the ranks are 2 0 3 1
+    return ranks < wanted
+
+
+def draw_ids(shape: torch.Size, special_ids: Sequence[int], vocab_size: int, generator: torch.Generator) -> Tensor:
+    """Draw ids that are not special, all alike."""
+    ids = torch.randint(max(1, vocab_size - len(special_ids)), shape, generator=generator)
+    # Of five ids of which 1 and 3 are special, 0 1 2 are drawn: stepping over 1, then over 3, gives 0 2 4.
+    for special_id in sorted(special_ids):
+        ids += ids >= special_id
+    return ids

@@ -2,241 +2,329 @@
 
     python3 train_mlm.py                                    the bundled sentences, about a minute
     python3 train_mlm.py --corpus my.txt --tokenizer bpe --max-minutes 30 --output my-run
-    python3 train_mlm.py --resume                           go on after an interruption
+    python3 train_mlm.py --resume                           continue after an interruption
 
-Writes to --output (default: results/ beside this file): model/ (a Hugging Face BERT directory),
-metrics.jsonl (a line for every evaluation), metrics.json (the final figures), loss_curve.png, tokens/ (the
-text as token ids, used again while it is the same), checkpoint.pt and checkpoint.before.pt (for
---resume). The model directory is replaced only when a run ends or is interrupted.
+Writes to --output (default: results/ beside this file): model/ (a Hugging Face BERT directory), metrics.jsonl
+(a line for every evaluation), metrics.json (the final figures), loss_curve.png, tokens/ (the text as token ids,
+used again while the text is the same), checkpoint.pt and checkpoint.before.pt (for --resume). The model directory
+is replaced only when a run ends or is interrupted.
 
-Memory does not grow with the corpus. Of more than 30 MB of text, the vocabulary is learnt from an evenly
+Memory does not grow with the corpus. From more than 30 MB of text, the vocabulary is learnt from an evenly
 spread part of about that size.
 """
 
-import argparse
+import json
+import math
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from tokenizers import Tokenizer
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
 
-from encoder import EncoderConfig, MaskedLanguageModel
-from mlm import bert as pretrained
-from mlm import cloze as evaluation
-from mlm.cloze import Cloze
+from encoder import MaskedLanguageModel
+from masking import IGNORE, corrupt
+from mlm import bert
 from mlm.common import checkpoint
-from mlm.common.command_line import Interrupt, Parser, pick_device, real, run, whole
-from mlm.common.distributed import Team
-from mlm.common.errors import warn
-from mlm.common.fast_cpu import best_precision
-from mlm.common.files import claimed, fingerprint
-from mlm.common.lines import plain
-from mlm.common.token_store import Store
-from mlm.dataset import Corpus, tokenize
-from mlm.text import Text
-from mlm.tokenizer import PAD, train_tokenizer
-from mlm.training import Run
+from mlm.common.budget import Budget, not_significantly_worse
+from mlm.common.checkpoint import Progress
+from mlm.common.command_line import Interrupt, Parser, add_flags, from_flags, pick_device, run_script
+from mlm.common.distributed import DistributedContext, seed_all
+from mlm.common.errors import InputError, warn
+from mlm.common.fast_cpu import fast_training
+from mlm.common.files import output_lock, write_text
+from mlm.config import RESUME_INVARIANTS, TrainConfig
+from mlm.dataset import Data, FixedMasks, prepare_data
+from mlm.report import write_report
+from mlm.tokenizer import PAD
 
-HERE = Path(__file__).parent
-DEFAULT_EPOCHS = 180
-VOCAB_SIZE = {"word": 30_000, "bpe": 8_000}
-SMALL_BATCH, LARGE_BATCH = 1024, 4096
-OF_INIT = "tokenizer", "vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "dropout"  # not with --init
-FIXED = "seed", "batch_tokens", "learning_rate", "warmup_steps", "mask_prob"  # when a run is resumed
+SAVE_SECONDS = 60  # the longest time between two checkpoints
 
 
-def parse_args(flags: list[str] | None = None) -> argparse.Namespace:
-    size = {f.name: f.default for f in fields(EncoderConfig)}
-    parser = Parser(__doc__)
-    add = parser.add_argument
-    add(
-        "--corpus",
-        type=Path,
-        nargs="+",
-        metavar="FILE",
-        help="UTF-8, a sentence a line (default: data/train.txt)",
-    )
-    add("--held-out", type=Path, metavar="FILE", help="text to evaluate on (default: one sentence in 20)")
-    add("--init", type=Path, metavar="DIR", help="go on with this BERT's weights, sizes and tokenizer")
-    add("--tokenizer", choices=list(VOCAB_SIZE), default="word", help="what a token is")
-    add(
-        "--vocab-size",
-        type=whole(10, 1_000_000),
-        help="at most so many tokens (default: 30,000 words, 8,000 subwords; of these at least 300)",
-    )
-    add("--d-model", type=whole(1, 65_536), default=size["d_model"], help="width")
-    add("--n-layers", type=whole(1, 1_000), default=size["n_layers"], help="layers")
-    add("--n-heads", type=whole(1, 65_536), default=size["n_heads"], help="attention heads a layer")
-    add("--d-ff", type=whole(1, 1_000_000), default=size["d_ff"], help="inner width of the feed-forward part")
-    add("--dropout", type=real(0, 0.99), default=size["dropout"], help="dropout rate")
-    add(
-        "--max-length",
-        type=whole(4, 100_000),
-        default=size["max_length"],
-        help="most tokens, [CLS] and [SEP] included",
-    )
-    add("--epochs", type=whole(1), help=f"passes over the text (default: {DEFAULT_EPOCHS} if no limit is set)")
-    add("--max-steps", type=whole(1), help="stop after so many updates")
-    add("--max-minutes", type=real(0.001), help="stop after so many minutes")
-    add(
-        "--batch-tokens",
-        type=whole(4),
-        help=f"a batch's tokens, with padding (default: {SMALL_BATCH:,}, or on a GPU {LARGE_BATCH:,} for a "
-        f"corpus of more than {100 * LARGE_BATCH:,})",
-    )
-    add("--learning-rate", type=real(1e-9, 10), default=3e-3, help="the highest, before the cosine")
-    add("--warmup-steps", type=whole(0), default=100, help="updates until it is reached")
-    add("--mask-prob", type=real(0.001, 0.999), default=0.15, help="share of the tokens to predict")
-    add("--precision", choices=["fp32", "bf16"], help="of the matrix products (default: fastest)")
-    add("--seed", type=whole(0), default=0, help="of weights, order, masks, dropout, and what is held out")
-    add("--resume", action="store_true", help="go on from the checkpoint in --output")
-    add("--output", type=Path, default=HERE / "results", metavar="DIR", help="default: results/")
-    args = argparse.Namespace(**dict.fromkeys(OF_INIT))  # None: was not given
-    parser.parse_args(flags, args)
-    own = [f"--{name}".replace("_", "-") for name in OF_INIT if getattr(args, name) is not None]
-    if args.init and own:
-        parser.error(f"--init and {own[0]} exclude each other: the directory has its own")
-    for name in OF_INIT:
-        if getattr(args, name) is None:
-            setattr(args, name, parser.get_default(name))
-    if args.d_model % args.n_heads:
-        parser.error(f"--d-model {args.d_model} is not a multiple of --n-heads {args.n_heads}")
-    if args.tokenizer == "bpe" and args.vocab_size and args.vocab_size < 300:
-        parser.error(f"--vocab-size {args.vocab_size}: subwords are made of 256 bytes; give 300 or more")
-    if args.epochs is args.max_steps is args.max_minutes is None:
-        args.epochs = DEFAULT_EPOCHS
-    if args.corpus is None:
-        args.corpus = [HERE / "data" / "train.txt"]
-        args.held_out = args.held_out or HERE / "data" / "held_out.txt"
-    return args
+def learning_rate(step: int, fraction: float, peak: float, warmup_steps: int) -> float:
+    """Compute linear warm-up times half a cosine, where BERT falls in a straight line (Devlin et al. 2018, appendix
+    A.2). It ends at zero together with the budget, of which `fraction`, from 0 to 1, is used up."""
+    return peak * min(1.0, (step + 1) / max(1, warmup_steps)) * 0.5 * (1 + math.cos(math.pi * min(1.0, fraction)))
 
 
-def new_model(args: argparse.Namespace, tokenizer: Tokenizer) -> MaskedLanguageModel:
-    """Random weights for the vocabulary of a tokenizer."""
-    sizes = "d_model", "n_layers", "n_heads", "d_ff", "dropout", "max_length"
-    config = EncoderConfig(
-        vocab_size=tokenizer.get_vocab_size(),
-        pad_id=tokenizer.token_to_id(PAD),
-        **{name: getattr(args, name) for name in sizes},
-    )
-    torch.manual_seed(args.seed)
-    return MaskedLanguageModel(config)
+@dataclass
+class Trainer:
+    """A model in training: update() is a training step, evaluate() scores the held-out text and keeps the weights
+    if they are good, train() is the loop around both, save() writes what restore() needs to continue exactly."""
+
+    config: TrainConfig
+    context: DistributedContext
+    data: Data
+    model: MaskedLanguageModel
+    progress: Progress = field(default_factory=Progress)
+    kept: dict[str, Tensor] | None = None  # the best weights so far
+    saved: bool = False  # True if there is a checkpoint of this run
+    interrupt: Interrupt | None = None
+    interrupted: bool = False  # any process
+
+    def __post_init__(self):
+        weights = self.model.parameters()
+        self.optimizers = [torch.optim.AdamW(weights, betas=(0.9, 0.98), weight_decay=0.01, fused=True)]
+        special, vocab_size, mask_prob = self.data.train.special, self.model.config.vocab_size, self.config.mask_prob
+        # what hides tokens: ids (B, S), generator -> inputs and labels (B, S)
+        self.corrupt = lambda ids, generator: corrupt(ids, special.all, special.mask, vocab_size, mask_prob, generator)
+        self.started = time.monotonic()
+        invariants = {name: getattr(self.config, name) for name in RESUME_INVARIANTS}
+        self.run_config = {**invariants, **asdict(self.model.config), **self.data.cache_key}
+
+    def update(self, indices: np.ndarray, fraction: float) -> None:
+        """Train on the windows with these indices, tokens hidden afresh. fraction: the part of the budget that is
+        used up."""
+        config, context, progress = self.config, self.context, self.progress
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(progress.step, fraction, config.learning_rate, config.warmup_steps)
+        seed_all(config.seed, progress.step)  # masks do not depend on the number of processes, dropout does
+        inputs, labels = self.corrupt(self.data.train.batch(indices), torch.default_generator)
+        n_hidden = int((labels != IGNORE).sum())  # in all processes together
+        seed_all(config.seed, progress.step, 1 + context.rank)
+
+        self.model.train()
+        self.model.zero_grad()
+        loss = torch.zeros(())
+        if len(shard := context.shard(inputs)):
+            loss = self.loss(shard.to(context.device), context.shard(labels).to(context.device))
+            (loss / n_hidden).backward()
+        loss_sum, *status = context.all_reduce_gradients(self.model.parameters(), loss.item(), *self.status())
+        self.check_finite(loss_sum)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+        progress.step += 1
+        progress.tokens += int(self.data.train.sequences.lengths[indices].sum())
+        progress.nll += loss_sum
+        progress.nll_tokens += n_hidden
+        self.take_note(*status)
+
+    def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Compute -log p of the hidden tokens of a batch, summed (nats)."""
+        hidden = labels != IGNORE
+        with fast_training(self.context.device, self.config.precision):
+            logits = self.model(inputs, hidden)  # (N, V)
+        return F.cross_entropy(logits.float(), labels[hidden], reduction="sum")
+
+    def check_finite(self, loss: float) -> None:
+        """Refuse a loss that is infinite or NaN."""
+        if not math.isfinite(loss):
+            remedy = "; for a model of the weights kept so far, --resume --max-steps 1" if self.saved else ""
+            step = self.progress.step
+            raise InputError(f"the loss is no longer finite at step {step}; lower the rate{remedy}", "learning_rate")
+
+    def status(self) -> tuple[float, bool]:
+        """Return what the processes add up: the run's seconds by rank 0's clock, and if this process is interrupted."""
+        seconds = self.context.is_main * (time.monotonic() - self.started)
+        return seconds, self.interrupt is not None and self.interrupt.requested
+
+    def take_note(self, seconds: float, interrupts: float) -> None:
+        """Take the sums of what status() returned in all processes, so that all stop at the same step."""
+        self.progress.seconds, self.interrupted = seconds, interrupts > 0
+
+    @cached_property
+    def held_out(self) -> FixedMasks:
+        """The held-out text, the same tokens hidden in every evaluation."""
+        return FixedMasks(self.data.held_out, self.corrupt)
+
+    @torch.no_grad()
+    def score_held_out(self) -> tuple[float, float, int]:
+        """Return loss and accuracy over all hidden tokens of the held-out text, and their number."""
+        self.model.eval()
+        nll, right, count = 0.0, 0, 0
+        for batch in self.held_out.batches(self.config.batch_tokens):
+            inputs, labels = (part.to(self.context.device) for part in batch)
+            hidden = labels != IGNORE
+            logits, targets = self.model(inputs, hidden), labels[hidden]  # (N, V), (N,)
+            nll += F.cross_entropy(logits, targets, reduction="sum").item()
+            right += int((logits.argmax(dim=-1) == targets).sum())
+            count += len(targets)
+        self.check_finite(nll)
+        return nll / count, right / count, count
+
+    def evaluate(self) -> None:
+        """Add a record to the curve, and keep the weights unless earlier ones were significantly better: of equally
+        good weights the last, which were trained longest."""
+        loss, accuracy, count = self.score_held_out()
+        progress = self.progress
+        progress.curve.append(
+            {
+                "epoch": progress.epoch,
+                "step": progress.step,
+                "seconds": round(progress.seconds, 2),
+                "tokens": progress.tokens,
+                "train_loss": progress.nll / progress.nll_tokens,
+                "held_out_loss": loss,
+                "held_out_token_accuracy": accuracy,
+                "learning_rate": self.optimizers[0].param_groups[0]["lr"],
+            }
+        )
+        progress.nll, progress.nll_tokens = 0.0, 0
+        if not_significantly_worse(accuracy, progress.best_accuracy, count):
+            progress.kept = len(progress.curve) - 1
+            self.kept = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+        progress.best_accuracy = max(accuracy, progress.best_accuracy)
+
+    def batches(self, epoch: int) -> Sequence[np.ndarray]:
+        """Return the batches of an epoch, which the seed decides."""
+        return self.data.train.batches(self.config.batch_tokens, [self.config.seed, epoch])
+
+    def train(self, interrupt: Interrupt) -> None:
+        """Update until the budget is used up or a process is interrupted; evaluate and save on the way."""
+        config, progress, context = self.config, self.progress, self.context
+        batches = self.batches(progress.epoch)
+        budget = Budget.of(config.epochs, config.max_steps, config.max_minutes, len(batches))
+        evaluate_every = min(max(len(batches), 50), 1000)
+        self.interrupt, self.started, saved = interrupt, time.monotonic() - progress.seconds, progress.seconds
+        if budget.fraction(progress.step, progress.seconds) < 1:
+            self.record_part()
+        self.take_note(*context.all_reduce(*self.status()))
+        bar = tqdm(initial=progress.step, unit="step", dynamic_ncols=True, disable=not context.is_main)
+        bar.total = budget.max_steps if budget.max_steps < math.inf else None
+        try:
+            while (done := budget.fraction(progress.step, progress.seconds)) < 1 and not self.interrupted:
+                self.update(batches[progress.position], done)
+                progress.position += 1
+                if progress.position == len(batches):
+                    progress.epoch, progress.position = progress.epoch + 1, 0
+                    batches = self.batches(progress.epoch)
+                over = budget.fraction(progress.step, progress.seconds) >= 1
+                if due := over or progress.step % evaluate_every == 0:
+                    if context.is_main:
+                        self.evaluate()
+                        last = progress.curve[-1]
+                        losses = {name: f"{last[name]:.3f}" for name in ("train_loss", "held_out_loss")}
+                        bar.set_postfix(epoch=progress.epoch, refresh=False, **losses)
+                    self.take_note(*context.all_reduce(*self.status()))
+                if context.is_main and (due or self.interrupted or progress.seconds > saved + SAVE_SECONDS):
+                    self.save()
+                    saved = time.monotonic() - self.started
+                bar.update()
+        except OSError:  # the bar cannot be written any more, as after `2>&1 | head`
+            self.save()
+            raise
+        bar.close()
+
+    def record_part(self) -> None:
+        """Note budget, device and precision, which may change when a run is resumed."""
+        part = {name: getattr(self.config, name) for name in ("epochs", "max_steps", "max_minutes", "precision")}
+        part |= {"device": self.context.device.type, "processes": self.context.world_size}
+        if not self.progress.parts or part.items() - self.progress.parts[-1].items():
+            self.progress.parts.append({"from_step": self.progress.step, **part})
+
+    def save(self) -> None:
+        """Write the checkpoint from which a run continues exactly here, and the curve so far."""
+        state = {
+            "run_config": self.run_config,
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "kept": self.kept,
+            "progress": asdict(self.progress),
+        }
+        checkpoint.save(self.config.checkpoint, state)
+        self.saved = True
+        self.save_curve()
+
+    def save_curve(self) -> None:
+        """Write metrics.jsonl."""
+        lines = "".join(json.dumps(record) + "\n" for record in self.progress.curve)
+        write_text(self.config.output / "metrics.jsonl", lines)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to the state that save() wrote."""
+        checkpoint.check_run(self.config.checkpoint, state, self.run_config)
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.kept, self.progress, self.saved = state["kept"], Progress(**state["progress"]), True
 
 
-def prepare(args: argparse.Namespace, team: Team, clozes: Sequence[Cloze] = ()) -> tuple[Run, Tokenizer]:
-    """A Run at its beginning or, with --resume, where its last state left it, and the tokenizer.
-
-    The text is tokenized into tokens/ in the output directory, unless that was made from the same text in the
-    same way. All that can be found wrong before that is: also cloze tests that the model cannot take.
-    """
-    path = args.output / "checkpoint.pt"
-    last = checkpoint.load(path) if args.resume else None
-    with team.leader_first():
-        text = Text(args.corpus, args.held_out, args.seed)
-        vocabulary = [args.tokenizer, args.vocab_size or VOCAB_SIZE[args.tokenizer]]
-        max_length = args.max_length
-        if args.init:
-            model, tokenizer = pretrained.load(args.init, team.device)
-            vocabulary = fingerprint(args.init / "tokenizer.json")["sha256"]
-            max_length = min(max_length, model.config.max_length)
-        recipe = text.recipe | {"vocabulary": vocabulary, "max_length": max_length}
-        store = Store(args.output / "tokens", recipe)
-        if last:
-            checkpoint.check(path, last, {"seed": args.seed, **recipe})
-        if notes := store.read():
-            text.recall(notes)
-        else:
-            text.hold_out()
-        if not args.init:
-            if notes:
-                tokenizer = Tokenizer.from_file(str(store.folder / "tokenizer.json"))
-            else:
-                tokenizer = train_tokenizer(text.sample("learning the vocabulary"), *vocabulary)
-            model = new_model(args, tokenizer).to(team.device)
-        evaluation.check(clozes, tokenizer, model.config.max_length)
-        held_out = Corpus.of(text.held_out, tokenizer, max_length)
-        if not notes:
-            tokenize(text, tokenizer, max_length, store)
-    corpus = Corpus.open(store, tokenizer)
-    if text.held_out_file and text.left_out:
-        warn(f"left {text.left_out} sentences out of training: they are in {text.held_out_file}")
-    if not last and checkpoint.newer(path, args.output / "model" / "config.json"):
-        warn(f"{path}: is of a run that did not end, and is written over; --resume would go on with it")
-    args.precision = args.precision or best_precision(team.device)
-    # on a CPU, in runs of some minutes, small batches taught more and were hardly slower
-    large = team.device.type != "cpu" and corpus.tokens > 100 * LARGE_BATCH
-    args.batch_tokens = args.batch_tokens or (LARGE_BATCH if large else SMALL_BATCH)
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    fixed = {name: getattr(args, name) for name in FIXED}
-    identity = {**fixed, **asdict(model.config), **recipe}
-    run = Run(args, team, model, optimizer, text, corpus, held_out, identity)
+def build_trainer(config: TrainConfig, context: DistributedContext) -> Trainer:
+    """Return a trainer at its beginning or, if the configuration says so, at its last checkpoint."""
+    last = checkpoint.load(config.checkpoint) if config.resume else None
+    with context.main_process_first():
+        model = tokenizer = None
+        if config.init:
+            model, tokenizer = bert.load(config.init, context.device, "init")
+            config = replace(config, max_length=min(config.max_length, model.config.max_length))
+        data = prepare_data(config, tokenizer, last)
+    if not model:
+        torch.manual_seed(config.seed)
+        tokenizer = data.tokenizer
+        model = MaskedLanguageModel(config.model_config(tokenizer.get_vocab_size(), tokenizer.token_to_id(PAD)))
+    if not last and checkpoint.is_unfinished(config.checkpoint, config.output / "model" / "config.json"):
+        warn(f"{config.checkpoint}: overwriting the checkpoint of an unfinished run (use --resume to continue it)")
+    config = config.resolve(context.device, data.train.n_tokens)
+    trainer = Trainer(config, context, data, model.to(context.device))
     if last:
-        run.restore(last)
-    return run, tokenizer
+        trainer.restore(last)
+    return trainer
 
 
-def main() -> None:
-    args = parse_args()
-    team = Team.join(pick_device(args.device))
-    with claimed(args.output) if team.leads else nullcontext():
-        train(args, team)
-
-
-def train(args: argparse.Namespace, team: Team) -> None:
-    """The whole run: prepare, train, save the model, report."""
-    recall_tests = [cloze for path in args.corpus for cloze in evaluation.read_clozes(path)]
-    held_out_tests = evaluation.read_clozes(args.held_out) if args.held_out else []
-    state, tokenizer = prepare(args, team, recall_tests + held_out_tests)
-    n_parameters = sum(parameter.numel() for parameter in state.model.parameters())
-    if team.leads:
+def train(config: TrainConfig, context: DistributedContext) -> None:
+    """Do a whole run: prepare, train, save the model, report."""
+    trainer = build_trainer(config, context)
+    data, n_parameters = trainer.data, sum(weight.numel() for weight in trainer.model.parameters())
+    if context.is_main:
         print(
-            f"{state.text.sentences:,} sentences to train on, {len(state.text.held_out):,} held out; "
-            f"vocabulary of {tokenizer.get_vocab_size():,}; {n_parameters:,} parameters on {team}"
+            f"{data.n_sentences:,} sentences to train on, {len(data.source.held_out):,} held out; "
+            f"vocabulary of {data.tokenizer.get_vocab_size():,}; {n_parameters:,} parameters on {context}"
         )
     interrupt = Interrupt()
-    interrupted = state.train(interrupt)
-    team.leave()
-    if not team.leads:
+    trainer.train(interrupt)
+    context.destroy()
+    if not context.is_main:
         return
-    if not state.progress.step:
-        raise KeyboardInterrupt("interrupted before the first step; no model was written")
-    model = args.output / "model"
-    if interrupted and state.kept is None and model.exists():
-        raise KeyboardInterrupt(f"interrupted before the first evaluation; {model} is as it was, --resume goes on")
-    if state.kept is None or (interrupted and state.progress.nll_tokens):  # updates since the last one
-        state.evaluate()
-        state.save_curve()
-    state.model.load_state_dict(state.kept)
-    pretrained.save(model, state.model, tokenizer)
-    for name in ("metrics.json", "loss_curve.png"):  # of a model that was here before
-        (args.output / name).unlink(missing_ok=True)
+    directory = config.output / "model"
+    save_model(trainer, directory)
     interrupt.release()
-    if interrupted or interrupt.asked:
-        raise KeyboardInterrupt(f"interrupted; the model so far is in {model}, --resume goes on")
+    if trainer.interrupted or interrupt.requested:
+        raise KeyboardInterrupt(f"interrupted; the model so far is in {directory}; continue with --resume")
+    write_report(trainer.model, data, trainer.progress, config.output)
 
-    progress = state.progress
-    figures = {
-        "epochs": progress.epoch,
-        "steps": progress.step,
-        "seconds": round(progress.seconds, 1),
-        "parameters": n_parameters,
-        **{name: progress.curve[progress.kept][name] for name in ("train_loss", "held_out_loss", "held_out_accuracy")},
-    }
-    if len(progress.parts) > 1:  # a continuation had another budget, device or precision
-        figures["parts"] = progress.parts
-    aside = set(map(plain, state.text.held_out))
-    recall_tests = [cloze for cloze in recall_tests if plain(cloze.sentence) not in aside]
-    evaluation.draw_curve(progress.curve, args.output / "loss_curve.png")
-    evaluation.report(state.model, tokenizer, state.text, recall_tests, held_out_tests, figures, args.output)
-    unigram = evaluation.unigram_loss(state.corpus, state.held_out, state.model.config.vocab_size)
-    if (held_out_loss := figures["held_out_loss"]) > 0.9 * unigram:
-        warn(
-            f"the model knows little more than how frequent each token is (loss {held_out_loss:.2f}, from "
-            f"frequencies alone {unigram:.2f}): train longer, or try another --learning-rate"
+
+def save_model(trainer: Trainer, directory: Path) -> None:
+    """Write a model directory with the best weights, and remove the figures of the model that was there."""
+    if not trainer.progress.step:
+        raise KeyboardInterrupt("interrupted before the first step; no model was written")
+    if trainer.interrupted and not trainer.kept and directory.exists():
+        raise KeyboardInterrupt(
+            f"interrupted before the first evaluation; {directory} is as it was; continue with --resume"
         )
+    if not trainer.kept or (trainer.interrupted and trainer.progress.nll_tokens):  # updates since the last evaluation
+        trainer.evaluate()
+        trainer.save_curve()
+    trainer.model.load_state_dict(trainer.kept)
+    bert.save(directory, trainer.model, trainer.data.tokenizer)
+    for name in ("metrics.json", "loss_curve.png"):
+        (directory.parent / name).unlink(missing_ok=True)
+
+
+def parse_args(argv: list[str] | None = None) -> tuple[TrainConfig, str]:
+    """Return the configuration that the flags ask for, and the name of the device."""
+    parser = Parser(__doc__)
+    add_flags(parser, TrainConfig)
+    parser.add_device()
+    args = parser.parse_args(argv)
+    return from_flags(TrainConfig, args), args.device
+
+
+def main(argv: list[str] | None = None) -> None:
+    config, device = parse_args(argv)
+    context = DistributedContext.join(pick_device(device))
+    with output_lock(config.output) if context.is_main else nullcontext():
+        train(config, context)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -1,111 +1,241 @@
-"""mlm.dataset"""
+"""From sentences to batches of token ids: sentences are split into tokens, once, and cut into windows, and windows
+of like length are batched.
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+Legend: B windows of a batch, S length of the longest, [CLS] and [SEP] included.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from .common.batching import Plan
+from masking import IGNORE
+
+from .cloze import EncodedCloze, encode_clozes, read_clozes
+from .common import checkpoint
+from .common.batching import BatchSampler
 from .common.errors import InputError, warn
-from .common.token_store import Sequences, Store, Writer, gathered, mapped
-from .text import Text, chunks
-from .tokenizer import SpecialIds
+from .common.files import fingerprint
+from .common.lines import check_rereadable, chunks
+from .common.token_store import Sequences, SequenceWriter, TokenStore, concatenate, open_sequences
+from .config import TrainConfig
+from .text import SPLITTING, TextFile, TextSource, draw_held_out_sentences, read_all
+from .tokenizer import SpecialIds, train_tokenizer
+
+EVALUATED = 1000  # windows of which tokens are hidden at a time, for evaluation
 
 
-def windows(
-    sentences: Iterable[str], tokenizer: Tokenizer, max_length: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """Sentences as token ids, some at a time: the ids of windows, one behind the other, and their lengths.
+@dataclass(frozen=True)
+class Windows:
+    """Some windows: their ids, one behind the other; the length of each; and the number of windows that were left
+    out, as nothing can be hidden in them."""
 
-    Each window is [CLS], at most max_length - 2 tokens, [SEP]; a longer sentence becomes several windows of
-    nearly equal length. Windows in which nothing can be hidden, as all tokens are special or unknown, are
-    left out; how many, comes third.
-    """
+    ids: np.ndarray
+    lengths: np.ndarray
+    n_left_out: int
+
+
+def windows(sentences: list[str], tokenizer: Tokenizer, max_length: int) -> Windows:
+    """Turn sentences into token ids: each becomes a window [CLS], its tokens, [SEP]; if it has more tokens than fit
+    into max_length, several windows of nearly equal length. Windows of special and unknown tokens alone, in which
+    nothing can be hidden, are left out."""
     special, room = SpecialIds.of(tokenizer), max_length - 2
-    for chunk in chunks(sentences):
-        encodings = tokenizer.encode_batch_fast(chunk, add_special_tokens=False)
-        rows = [encoding.ids for encoding in encodings]
-        ids, totals = np.fromiter(chain.from_iterable(rows), np.int64), np.array(list(map(len, rows)))
-        left_out = int((totals == 0).sum())
-        if not len(ids):
-            yield ids, ids, left_out
-            continue
-        parts = -(-totals // room)  # how many windows a sentence becomes, whose first ones are longer by one
-        nth = np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)
-        totals, parts = np.repeat(totals, parts), np.repeat(parts, parts)
-        lengths = totals // parts + (nth < totals % parts)
-        hidden = ~np.isin(ids, list(vars(special).values()))  # what may be
-        keep = np.add.reduceat(hidden, np.cumsum(lengths) - lengths) > 0
-        left_out += int((~keep).sum())
-        ids, lengths = ids[np.repeat(keep, lengths)], lengths[keep]
-        ends = np.cumsum(lengths)
-        around = np.repeat([special.sep, special.cls], len(ends))  # where both go, the end goes first
-        yield np.insert(ids, np.concatenate([ends, ends - lengths]), around), lengths + 2, left_out
+    never_hidden = set(special.all)
+    ids, lengths, n_left_out = [], [], 0
+    for encoding in tokenizer.encode_batch_fast(sentences, add_special_tokens=False):
+        tokens = encoding.ids
+        n_windows = max(1, -(-len(tokens) // room))
+        size, n_longer = divmod(len(tokens), n_windows)  # the first n_longer windows have a token more
+        start = 0
+        for i in range(n_windows):
+            window = tokens[start : start + size + (i < n_longer)]
+            start += len(window)
+            if never_hidden.issuperset(window):
+                n_left_out += 1
+            else:
+                ids += [special.cls, *window, special.sep]
+                lengths.append(len(window) + 2)
+    return Windows(np.array(ids, dtype=np.int64), np.array(lengths, dtype=np.int64), n_left_out)
 
 
-def check_windows(kept: int, left_out: int, sentences: Iterable[str]) -> None:
-    """Warn of windows that were left out. Raises InputError where none was kept."""
-    if not kept:
+def warn_of_left_out(n_kept: int, n_left_out: int, sentences: Iterable[str]) -> None:
+    """Say how many windows were left out; refuse sentences of which none was kept."""
+    if not n_kept:
         first = next(iter(sentences))
         raise InputError(
-            f"nothing to learn from or to test in sentences such as {first[:40]!r}: the tokenizer knows no "
-            "word in them; name other text, or try --tokenizer bpe"
+            f"the tokenizer knows no word in sentences such as {first[:40]!r}, so there is nothing to hide; name "
+            "another text, or take subwords",
+            "tokenizer",
         )
-    if left_out:
-        warn(f"left out {left_out} of {kept + left_out} passages, in which the tokenizer knows no word")
+    if n_left_out:
+        warn(f"left out {n_left_out} of {n_kept + n_left_out} passages, in which the tokenizer knows no word")
 
 
-class Corpus(Sequences):
+class MLMDataset:
     """Tokenized windows of text, in memory or, of any size, on disk."""
 
-    def __init__(self, special: SpecialIds, ids: np.ndarray, lengths: np.ndarray, offsets: np.ndarray):
-        super().__init__(ids, lengths, offsets)
-        self.special = special
+    def __init__(self, special: SpecialIds, sequences: Sequences):
+        self.special, self.sequences = special, sequences
 
     @classmethod
-    def of(cls, sentences: Sequence[str], tokenizer: Tokenizer, max_length: int) -> "Corpus":
-        """Tokenize sentences in memory. Raises InputError where the tokenizer knows no word in them."""
-        pieces = list(windows(sentences, tokenizer, max_length))
-        kept = sum(len(lengths) for _, lengths, _ in pieces)
-        left_out = sum(left_out for *_, left_out in pieces)
-        check_windows(kept, left_out, sentences)
-        return cls(SpecialIds.of(tokenizer), *gathered((ids, lengths) for ids, lengths, _ in pieces))
+    def in_memory(cls, sentences: Sequence[str], tokenizer: Tokenizer, max_length: int) -> "MLMDataset":
+        """Tokenize sentences in memory."""
+        parts = [windows(chunk, tokenizer, max_length) for chunk in chunks(sentences)]
+        n_kept, n_left_out = sum(len(part.lengths) for part in parts), sum(part.n_left_out for part in parts)
+        warn_of_left_out(n_kept, n_left_out, sentences)
+        return cls(SpecialIds.of(tokenizer), Sequences(*concatenate((part.ids, part.lengths) for part in parts)))
 
     @classmethod
-    def open(cls, store: Store, tokenizer: Tokenizer) -> "Corpus":
-        """The windows that tokenize has written."""
-        return cls(SpecialIds.of(tokenizer), *mapped(store.folder, "windows"))
+    def on_disk(cls, store: TokenStore, tokenizer: Tokenizer) -> "MLMDataset":
+        """Open the windows that fill_store has written."""
+        return cls(SpecialIds.of(tokenizer), Sequences(*open_sequences(store.folder, "windows")))
+
+    def __len__(self) -> int:
+        return len(self.sequences)
 
     @property
-    def tokens(self) -> int:
-        """The number of tokens, [CLS] and [SEP] included."""
-        return len(self.ids)
+    def n_tokens(self) -> int:
+        """The number of tokens in all windows."""
+        return len(self.sequences.ids)
 
-    def rows(self, indices: np.ndarray) -> Tensor:
-        """The windows with these indices, padded: int64 (B, S)."""
-        return torch.from_numpy(super().rows(indices, self.special.pad))
+    def batch(self, indices: np.ndarray) -> Tensor:
+        """Return the windows with these indices, padded: int64 (B, S)."""
+        return torch.from_numpy(self.sequences.padded(indices, self.special.pad))
 
-    def plan(self, batch_tokens: int, seed: int | list[int]) -> Plan:
-        """One epoch's batches of windows, B * S <= batch_tokens, as the seed has them."""
-        return Plan([self], batch_tokens, seed)
+    def batches(self, batch_tokens: int, seed: int | list[int]) -> BatchSampler:
+        """Return one epoch's batches, as indices of windows: B * S <= batch_tokens."""
+        return BatchSampler([self.sequences], batch_tokens, seed)
 
 
-def tokenize(text: Text, tokenizer: Tokenizer, max_length: int, store: Store) -> None:
-    """Fill a store: the windows of the training sentences, what is held out, and the tokenizer.
+# ids (B, S), generator -> inputs and labels (B, S)
+Corrupt = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
-    Raises InputError where the tokenizer knows no word in them.
+
+class FixedMasks:
+    """Windows in which tokens have been hidden once and for all: inputs and labels.
+
+    Which tokens are hidden depends on the windows alone, so that runs on the same held-out text compare, whatever
+    their seed and the size of their batches.
     """
-    with store.fill() as (folder, notes):
-        unlearnable = 0
-        highest = max(tokenizer.get_vocab().values())  # not their number: some vocabularies have gaps
-        with Writer(folder, "windows", highest + 1) as writer:
-            for ids, lengths, left_out in windows(text.read("tokenizing"), tokenizer, max_length):
-                writer.append(ids, lengths)
-                unlearnable += left_out
-            check_windows(len(writer), unlearnable, text)
+
+    def __init__(self, dataset: MLMDataset, corrupt: Corrupt):
+        self.dataset = dataset
+        windows = dataset.sequences
+        self.inputs, self.labels = (
+            Sequences(np.empty(len(windows.ids), np.int32), windows.lengths, windows.offsets) for _ in range(2)
+        )
+        for start in range(0, len(dataset), EVALUATED):
+            indices = np.arange(start, min(start + EVALUATED, len(dataset)))
+            part = slice(windows.offsets[indices[0]], windows.offsets[indices[-1] + 1])
+            ids = dataset.batch(indices)
+            real = np.arange(ids.size(1)) < windows.lengths[indices, None]  # not padding
+            inputs, labels = corrupt(ids, torch.Generator().manual_seed(start))
+            self.inputs.ids[part], self.labels.ids[part] = inputs.numpy()[real], labels.numpy()[real]
+
+    def batches(self, batch_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield inputs and labels (B, S), padded; B * S <= batch_tokens."""
+        for indices in self.dataset.batches(batch_tokens, 0):
+            inputs = self.inputs.padded(indices, self.dataset.special.pad)
+            yield torch.from_numpy(inputs), torch.from_numpy(self.labels.padded(indices, IGNORE))
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a token store notes of its text: the sentences that were drawn to be held out (none if a file has them),
+    and the numbers of training sentences and of lines that are left out of them, as they are held out."""
+
+    held_out: list[str]
+    n_sentences: int
+    n_left_out: int
+
+
+def fill_store(
+    store: TokenStore, source: TextSource, drawn: list[str], tokenizer: Tokenizer, max_length: int
+) -> Metadata:
+    """Write the windows of the training sentences, the tokenizer, and the metadata, which is returned."""
+    n_sentences = n_left_out = n_empty = 0
+    with store.fill() as (folder, noted):
+        vocab_size = 1 + max(tokenizer.get_vocab().values())  # not the number of tokens: some vocabularies have gaps
+        with SequenceWriter(folder, "windows", vocab_size) as writer:
+            for chunk in chunks(read_all(source.files, "tokenizing")):
+                sentences = [sentence for sentence in chunk if not source.is_held_out(sentence)]
+                part = windows(sentences, tokenizer, max_length)
+                writer.append(part.ids, part.lengths)
+                n_sentences += len(sentences)
+                n_left_out += len(chunk) - len(sentences)
+                n_empty += part.n_left_out
+            warn_of_left_out(len(writer), n_empty, source)
         (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
-        drawn = None if text.held_out_file else text.held_out
-        notes |= {"held_out": drawn, "sentences": text.sentences, "left_out": text.left_out}
+        metadata = Metadata(drawn, n_sentences, n_left_out)
+        noted |= asdict(metadata)
+    return metadata
+
+
+@dataclass(frozen=True)
+class Data:
+    """All that a training run has of its text: as sentences, as token ids, and the cloze tests that stand beside it.
+
+    source: the training sentences, and those held out. cache_key: all that the token ids depend on.
+    """
+
+    tokenizer: Tokenizer
+    source: TextSource
+    n_sentences: int
+    train: MLMDataset
+    held_out: MLMDataset
+    recall_clozes: list[EncodedCloze]
+    held_out_clozes: list[EncodedCloze]
+    cache_key: dict[str, Any]
+
+
+def prepare_data(
+    config: TrainConfig, tokenizer: Tokenizer | None = None, resumed: dict[str, Any] | None = None
+) -> Data:
+    """Read the text, hold some out, learn a vocabulary and tokenize, or take all this from the output folder's
+    tokens/, if that was made from the same text in the same way.
+
+    tokenizer: that of the model to start from, if there is one. resumed: the checkpoint of the run to resume,
+    which must have had the same data.
+    """
+    paths, held_out_path = config.files
+    files = [TextFile(path) for path in paths]
+    recall = [cloze for path in paths for cloze in read_clozes(path)]
+    held_out_clozes = read_clozes(held_out_path) if held_out_path else []
+    key = cache_key(config, files, tokenizer)
+    if resumed:
+        checkpoint.check_run(config.checkpoint, resumed, {"seed": config.seed, **key})
+    store = TokenStore(config.output / "tokens", key)
+    metadata = Metadata(**noted) if (noted := store.read()) else None
+
+    drawn = [] if held_out_path else metadata.held_out if metadata else draw_held_out_sentences(files, config.seed)
+    source = TextSource(files, list(TextFile(held_out_path)) if held_out_path else drawn)
+    if not tokenizer:
+        if metadata:
+            tokenizer = Tokenizer.from_file(str(store.folder / "tokenizer.json"))
+        else:
+            tokenizer = train_tokenizer(source.sample("learning the vocabulary"), *config.vocabulary)
+    recall = [cloze for cloze in recall if not source.is_held_out(cloze.sentence)]
+    tests = [encode_clozes(clozes, tokenizer, config.max_length) for clozes in (recall, held_out_clozes)]
+    held_out = MLMDataset.in_memory(source.held_out, tokenizer, config.max_length)
+    metadata = metadata or fill_store(store, source, drawn, tokenizer, config.max_length)
+    if held_out_path and metadata.n_left_out:
+        warn(f"left {metadata.n_left_out} sentences out of training, as they are in {held_out_path}")
+    train = MLMDataset.on_disk(store, tokenizer)
+    return Data(tokenizer, source, metadata.n_sentences, train, held_out, *tests, key)
+
+
+def cache_key(config: TrainConfig, files: list[TextFile], tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """Return all that the token ids depend on."""
+    held_out_path = config.files[1]
+    held_out = fingerprint(check_rereadable(held_out_path))["sha256"] if held_out_path else f"seed {config.seed}"
+    return {
+        "files": [file.fingerprint["sha256"] for file in files],
+        "held_out": held_out,
+        "splitting": SPLITTING,
+        "vocabulary": fingerprint(config.init / "tokenizer.json")["sha256"] if tokenizer else list(config.vocabulary),
+        "max_length": config.max_length,
+    }

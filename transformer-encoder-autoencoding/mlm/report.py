@@ -1,39 +1,58 @@
 """The end of a training run: its figures beside those of a baseline, and a warning if it has learnt too little."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from encoder import MaskedLanguageModel
 
 from .cloze import Answers, EncodedCloze, NeighbourBaseline, accuracy, accuracy_by_kind, answer
+from .common.checkpoint import Progress
 from .common.errors import warn
 from .common.files import write_text
-from .dataset import MLMDataset
+from .dataset import Data, MLMDataset
 
 EXAMPLES = 10
 PLATEAU = 0.9  # of the loss of predicting from frequencies alone
 
 
-def report(
-    model: MaskedLanguageModel,
-    tokenizer: Tokenizer,
-    sentences: Iterable[str],
-    recall: Sequence[EncodedCloze],
-    held_out: Sequence[EncodedCloze],
-    figures: dict,
-    folder: Path,
-) -> None:
+def write_report(model: MaskedLanguageModel, data: Data, progress: Progress, folder: Path) -> None:
+    """Write loss_curve.png and metrics.json of a finished run, print its figures, and warn if it has learnt little."""
+    from .common.plots import draw_curve  # matplotlib takes a while to import
+
+    draw_curve(progress.curve, "hidden", folder / "loss_curve.png")
+    figures = run_figures(model, progress)
+    compare(model, data, figures, folder / "metrics.json")
+    warn_of_plateau(figures["held_out_loss"], data.train, data.held_out, model.config.vocab_size)
+
+
+def run_figures(model: MaskedLanguageModel, progress: Progress) -> dict[str, Any]:
+    """Return the figures of a finished run: its length, its size, and the scores of the weights that are kept."""
+    kept = progress.curve[progress.kept]
+    figures = {
+        "epochs": progress.epoch,
+        "steps": progress.step,
+        "seconds": round(progress.seconds, 1),
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        **{name: kept[name] for name in ("train_loss", "held_out_loss", "held_out_token_accuracy")},
+    }
+    if len(progress.parts) > 1:  # a continuation had another budget, device or precision
+        figures["parts"] = progress.parts
+    return figures
+
+
+def compare(model: MaskedLanguageModel, data: Data, figures: dict[str, Any], path: Path) -> None:
     """Give cloze tests of training sentences and of held-out ones, if there are any, to the model and to the
     baseline, and compare.
 
-    Write folder/metrics.json (the figures of the run and those measured here), and print a table and examples.
+    Write the figures of the run and those measured here to path, and print a table and examples.
     """
+    recall, held_out = data.recall_clozes, data.held_out_clozes
     recall_clozes, held_out_clozes = ([test.cloze for test in tests] for tests in (recall, held_out))
-    baseline = NeighbourBaseline(sentences, recall_clozes + held_out_clozes)
+    baseline = NeighbourBaseline(data.source, recall_clozes + held_out_clozes)
     metrics = dict(figures)
     rows = [
         ("held-out text, hidden tokens, accuracy", f"{figures['held_out_token_accuracy']:.1%}", ""),
@@ -41,14 +60,14 @@ def report(
     ]
     examples = []
     if recall:
-        answers = answer(recall, model, tokenizer)
+        answers = answer(recall, model, data.tokenizer)
         share = accuracy(recall_clozes, answers.guesses)
         by_baseline = accuracy(recall_clozes, map(baseline.guess, recall_clozes))
         metrics |= {"recall_loss": answers.loss, "recall_accuracy": share}
         rows.append((f"training sentences ({len(recall):,}), key word", f"{share:.1%}", f"{by_baseline:.1%}"))
         rows.append(("training sentences, loss of the key words", f"{answers.loss:.4f}", ""))
     if held_out:
-        answers = answer(held_out, model, tokenizer)
+        answers = answer(held_out, model, data.tokenizer)
         by_kind = accuracy_by_kind(held_out_clozes, answers.guesses)
         baseline_by_kind = accuracy_by_kind(held_out_clozes, map(baseline.guess, held_out_clozes))
         metrics |= {"held_out_by_kind": by_kind, "baseline_by_kind": baseline_by_kind}
@@ -56,7 +75,7 @@ def report(
             label = f"held-out {kind} ({sum(cloze.kind == kind for cloze in held_out_clozes):,}), key word"
             rows.append((label, f"{share:.1%}", f"{baseline_by_kind[kind]:.1%}"))
         examples = ["\nheld-out sentences, the key word hidden:", *show_examples(held_out, answers)]
-    write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    write_text(path, json.dumps(metrics, indent=2) + "\n")
     table = [f"{label:44}{ours:>12}{baselines:>12}".rstrip() for label, ours, baselines in rows]
     # printed last, as whoever reads it may have left
     print("\n".join([f"\n{'':44}{'Transformer':>12}{'neighbours':>12}", *table, *examples]))

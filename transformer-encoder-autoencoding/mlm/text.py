@@ -1,85 +1,90 @@
-"""mlm.text"""
+"""Text files with a sentence a line: what is held out of training, and the stream of what remains."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from .common.errors import InputError
 from .common.files import fingerprint
-from .common.lines import check, draw_held_out, lines_of, plain
-
-CHUNK, CHARACTERS = 1000, 1_000_000  # that are tokenized at a time
-
+from .common.lines import check_rereadable, draw_held_out, normalize, numbered_lines, open_text
 
 SPLITTING = 2  # goes up when another version holds out, or leaves out of training, other sentences
+SAMPLE_BYTES = 30_000_000  # of text from which a vocabulary is learnt; of more, an evenly spread part
 
 
-SAMPLE = 30_000_000  # bytes of text from which a vocabulary is learnt; of more text, an evenly spread part
+class TextFile:
+    """The sentences of a text file, a line each and stripped, read again whenever iterated over. Blank lines are
+    skipped."""
+
+    def __init__(self, path: Path):
+        self.path = check_rereadable(path)
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """The SHA-256 of the file and its size in bytes and in lines."""
+        return fingerprint(self.path)
+
+    def __iter__(self) -> Iterator[str]:
+        sentence = ""
+        with open_text(self.path) as stream:
+            for _, line in numbered_lines(stream, str(self.path)):
+                if line := line.strip():
+                    yield (sentence := line)
+        if not sentence:
+            raise InputError(f"{self.path}: contains no text; name a file with a sentence a line")
 
 
-def chunks(sentences: Iterable[str]) -> Iterator[list[str]]:
-    """Lists of at most CHUNK sentences, each ending where CHARACTERS are reached."""
-    chunk, room = [], CHARACTERS
-    for sentence in sentences:
-        chunk.append(sentence)
-        room -= len(sentence)
-        if len(chunk) == CHUNK or room <= 0:
-            yield chunk
-            chunk, room = [], CHARACTERS
-    if chunk:
-        yield chunk
+def read_all(files: Sequence[TextFile], task: str) -> Iterator[str]:
+    """Yield the sentences of all files; a bar shows the progress of the task."""
+    n_lines = sum(file.fingerprint["lines"] for file in files)
+    with tqdm(desc=task, total=n_lines, unit=" lines", unit_scale=True, leave=False, delay=1) as bar:
+        for file in files:
+            for sentence in file:
+                bar.update()
+                yield sentence
 
 
-class Text:
-    """The training sentences of some files, read anew whenever they are iterated over, so that they are never
-    all in memory, and those held out, which are left out of them."""
+def draw_held_out_sentences(files: Sequence[TextFile], seed: int) -> list[str]:
+    """Return one distinct sentence in twenty, as draw_held_out() draws them."""
+    return draw_held_out(read_all(files, "holding out"), seed, "sentence")
 
-    def __init__(self, files: list[Path], held_out_file: Path | None, seed: int):
-        """What is held out is what the held-out file has; without one, hold_out() draws it."""
-        self.files, self.held_out_file, self.seed = files, held_out_file, seed
-        prints = [fingerprint(check(path)) for path in files]
-        self.bytes, self.lines = (sum(one[size] for one in prints) for size in ("bytes", "lines"))
-        self.recipe = {
-            "files": [one["sha256"] for one in prints],
-            "held_out": fingerprint(check(held_out_file))["sha256"] if held_out_file else f"seed {seed}",
-            "splitting": SPLITTING,
-        }
-        self.held_out = list(lines_of(held_out_file)) if held_out_file else []
-        self.sentences, self.left_out = 0, 0  # how many the last pass met, and how many it left out
 
-    def hold_out(self) -> None:
-        """Draw what is held out, unless a file says it."""
-        if not self.held_out_file:
-            self.held_out = draw_held_out(self.read("holding out"), self.seed)
+@dataclass(frozen=True)
+class TextSource:
+    """The training sentences of some files, in order and with their repetitions, read again whenever iterated over,
+    so that they are never all in memory. A sentence that is held out is left out."""
 
-    def recall(self, notes: dict) -> None:
-        """Take what is held out, and how many sentences are, from what tokenize noted down."""
-        self.sentences, self.left_out = notes["sentences"], notes["left_out"]
-        self.held_out = notes["held_out"] or self.held_out
+    files: Sequence[TextFile]
+    held_out: Sequence[str]
 
     def read(self, task: str) -> Iterator[str]:
-        """The training sentences, in order and with their repetitions; a bar shows how far the task has come.
-
-        Raises InputError where none is left.
-        """
-        aside, self.sentences, self.left_out = set(map(plain, self.held_out)), 0, 0
-        with tqdm(desc=task, total=self.lines, unit=" lines", unit_scale=True, leave=False, delay=1) as bar:
-            for path in self.files:
-                for sentence in lines_of(path):
-                    bar.update()
-                    if plain(sentence) in aside:
-                        self.left_out += 1
-                    else:
-                        self.sentences += 1
-                        yield sentence
-        if not self.sentences:
-            raise InputError(f"{self.held_out_file}: holds all training sentences; nothing is left to train on")
+        """Yield the training sentences; a bar shows the progress of the task."""
+        kept = False
+        for sentence in read_all(self.files, task):
+            if not self.is_held_out(sentence):
+                kept = True
+                yield sentence
+        if not kept:
+            raise InputError("all training sentences are held out; nothing is left to train on", "held_out")
 
     def __iter__(self) -> Iterator[str]:
         return self.read("reading")
 
+    def is_held_out(self, sentence: str) -> bool:
+        """Return True if a sentence is held out, perhaps with other spaces or written with other code points."""
+        return normalize(sentence) in self.normalized
+
+    @cached_property
+    def normalized(self) -> set[str]:
+        """The held-out sentences, for comparison."""
+        return set(map(normalize, self.held_out))
+
     def sample(self, task: str) -> Iterator[str]:
-        """All sentences, or of more than SAMPLE bytes every second, third ..., so that no more remain."""
-        return islice(self.read(task), 0, None, max(1, -(-self.bytes // SAMPLE)))
+        """Yield all sentences; if there are more than SAMPLE_BYTES, every second, third ... sentence."""
+        n_bytes = sum(file.fingerprint["bytes"] for file in self.files)
+        return islice(self.read(task), 0, None, max(1, -(-n_bytes // SAMPLE_BYTES)))
