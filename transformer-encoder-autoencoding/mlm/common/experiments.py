@@ -134,7 +134,10 @@ class Study:
         for name, value, usual in (("seeds", args.seeds, self.seeds), ("epochs", args.epochs, self.epochs)):
             command += f" --{name} {value}" if value != usual else ""
         text = f"`{command}`\n\n{table(results, self.measures)}\n\n{self.legend}\n\n"
-        for result in {result["name"]: result for result in reversed(results)}.values():
+        firsts: dict[str, dict] = {}
+        for result in results:
+            firsts.setdefault(result["name"], result)
+        for result in firsts.values():
             entry = self.ablations[result["name"]]
             text += f"- **{result['name']}** takes out: {entry.removes} Predicted: {entry.prediction}"
             text += f"{self.remark(result)}\n"
