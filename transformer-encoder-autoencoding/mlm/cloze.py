@@ -128,7 +128,7 @@ def accuracy(clozes: Sequence[Cloze], guesses: Iterable[str]) -> float:
     return sum(guess == cloze.key for cloze, guess in zip(clozes, guesses, strict=True)) / len(clozes)
 
 
-def accuracy_by_kind(clozes: Sequence[Cloze], guesses: Sequence[str]) -> dict[str, float]:
+def accuracy_by_kind(clozes: Sequence[Cloze], guesses: Iterable[str]) -> dict[str, float]:
     """Return the share of right guesses for each kind of test, in the order in which the kinds appear."""
     right: dict[str, list[bool]] = {}
     for cloze, guess in zip(clozes, guesses, strict=True):

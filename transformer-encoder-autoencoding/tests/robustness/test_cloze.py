@@ -1,4 +1,5 @@
-"""Cloze tests, what a model and the baseline say to them, and the bundled sentences' promises."""
+"""Cloze tests: their files, the baseline, the plateau that a run is compared with, and what the bundled sentences
+promise. What a model answers to them is in tests/model/test_filling.py."""
 
 import csv
 import math
@@ -14,12 +15,15 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, normalizers
 
-from mlm.cloze import Cloze, NeighbourBaseline, accuracy, ask, read_clozes, unigram_loss
+from mlm import cloze as clozes_of
+from mlm import filling
+from mlm.cloze import Cloze, NeighbourBaseline, accuracy, accuracy_by_kind, answer, encode_clozes, read_clozes
 from mlm.common.errors import InputError
-from mlm.dataset import Corpus
+from mlm.dataset import MLMDataset
+from mlm.report import unigram_loss
 from mlm.tokenizer import MASK
 
-DATA = Path(__file__).parent.parent / "data"
+DATA = Path(__file__).parents[2] / "data"
 
 
 def cloze(sentence, key, kind="free"):
@@ -49,6 +53,13 @@ def test_a_line_that_is_no_cloze_test_is_named(tmp_path, line):
     path = write(tmp_path, f"sentence\tkey\tkind\nThe cat sat\tcat\tfree\n{line}\n")
     with pytest.raises(InputError, match=r"text\.cloze\.tsv, line 3"):
         read_clozes(path)
+
+
+@pytest.mark.parametrize("key", ["Rome", "Paris", ""])
+def test_a_key_word_stands_in_its_sentence_once(tmp_path, key):
+    (tmp_path / "text.cloze.tsv").write_text(f"Paris is Paris\t{key}\tkind\n", encoding="utf-8")
+    with pytest.raises(InputError, match="line 1: needs a sentence, a word that it has once, and a kind"):
+        read_clozes(tmp_path / "text.txt")
 
 
 def test_blank_lines_count_in_the_number_of_a_wrong_line(tmp_path):
@@ -86,69 +97,40 @@ def test_combining_marks_are_parts_of_words(tmp_path, sentence, key):
     assert sentence[slice(*test.key_span())] == key
 
 
-@pytest.mark.parametrize("kind", ["word", "bpe"])
-@torch.no_grad()
-def test_ask_hides_all_tokens_of_the_key_and_no_other(kind, tokenizer, bpe, make_model):
-    """Its loss and its guesses are those of each sentence alone, with the key's tokens hidden by hand."""
-    tokenizer = {"word": tokenizer, "bpe": bpe}[kind]
-    model = make_model(tokenizer.get_vocab_size(), max_length=60)
-    parts = [  # before, key, after
-        ("the ", "cat", " chases the small mouse"),
-        ("", "teacher", " reads a long story"),
-        ("my mother bakes sweet bread ", "today", ""),
-        ("two children play near the ", "river", " today"),
-    ]
-    expected, count, guesses = 0.0, 0, []
-    for before, key, after in parts:
-        whole, left = (tokenizer.encode(text).ids for text in (before + key + after, before.rstrip()))
-        begin = len(left) - 1  # without [SEP]
-        end = begin + len(tokenizer.encode(key).ids) - 2
-        begin += tokenizer.encode(key).tokens[1] == "Ġ"  # a space that is a token of its own stays
-        ids = torch.tensor([whole])
-        ids[0, begin:end] = 4
-        assert (kind == "word") == (end - begin == 1)
-        logits = model(ids)[0, begin:end]
-        expected += F.cross_entropy(logits, torch.tensor(whole[begin:end]), reduction="sum").item()
-        count += end - begin
-        guesses.append(tokenizer.decode(logits.argmax(dim=-1).tolist(), skip_special_tokens=False).strip())
-    clozes = [cloze("".join(part), part[1]) for part in parts]
-    for batch_size in (256, 3, 1):
-        answers = ask(model, tokenizer, clozes, batch_size)
-        assert answers.loss == pytest.approx(expected / count, abs=1e-5)
-        assert answers.guesses == guesses
-
-
-def test_a_model_that_knows_the_words_guesses_them(tokenizer, tiny, training, monkeypatch):
-    """The guesses are read from the right rows of the right sentences, whatever their lengths."""
-    clozes = [cloze(sentence, sentence.split()[-1 - i % 3]) for i, sentence in enumerate(training)]
-    wanted = iter([tokenizer.token_to_id(cloze.key) for cloze in clozes])
+def test_guesses_are_those_of_the_right_sentences(tokenizer, tiny, training, monkeypatch):
+    """A model that knows every key word gets all of them right, whatever the order in which it is asked."""
+    tests = [cloze(sentence, sentence.split()[-1 - i % 3]) for i, sentence in enumerate(training)]
+    encoded = encode_clozes(tests, tokenizer, 24)
+    keys = {tuple(test.query.ids): test.key_ids for test in encoded}
 
     def oracle(ids, hidden):
-        return F.one_hot(torch.tensor([next(wanted) for _ in range(int(hidden.sum()))]), 100) * 50.0
+        tokens = [keys[tuple(token for token in row if token != tiny.config.pad_id)] for row in ids.tolist()]
+        return F.one_hot(torch.tensor(tokens)[:, 0], 100) * 50.0
 
+    monkeypatch.setattr(filling, "BATCH_TOKENS", 30)
     monkeypatch.setattr(tiny, "forward", oracle)
-    answers = ask(tiny, tokenizer, clozes, batch_size=4)
-    assert answers.guesses == [cloze.key for cloze in clozes]
+    answers = answer(encoded, tiny, tokenizer)
+    assert answers.guesses == [test.key for test in tests]
     assert answers.loss < 1e-6
 
 
-def test_a_cloze_sentence_that_is_too_long_is_refused(tokenizer, tiny):
+def test_a_cloze_sentence_that_is_too_long_is_refused(tokenizer):
     with pytest.raises(InputError, match="32 tokens, the model takes 24"):
-        ask(tiny, tokenizer, [cloze("cat " + "the " * 29, "cat")])
+        encode_clozes([cloze("cat " + "the " * 29, "cat")], tokenizer, 24)
 
 
-def test_a_key_word_that_the_tokenizer_drops_is_refused(tokenizer, tiny):
+def test_a_key_word_that_the_tokenizer_drops_is_refused(tokenizer):
     bare = Tokenizer.from_str(tokenizer.to_str())
     bare.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])
     with pytest.raises(InputError, match="the tokenizer drops the key word"):
-        ask(tiny, bare, [cloze("the cat sat", "cat"), cloze("the \u0301 sat", "\u0301")])
+        encode_clozes([cloze("the cat sat", "cat"), cloze("the \u0301 sat", "\u0301")], bare, 24)
 
 
 # ---- the baseline
 
 
 def guess(sentences, gap):
-    """What the baseline says to "what" in gap, whatever else it is asked."""
+    """Return the baseline's word for "what" in gap, whatever else it is asked."""
     asked, other = cloze(gap, "what"), cloze("something else", "else")
     return NeighbourBaseline(iter(sentences), [other, asked]).guess(asked)
 
@@ -171,32 +153,28 @@ def test_baseline_knows_beginnings_and_ends_of_sentences():
 
 
 def test_baseline_counts_no_more_sentences_than_it_says(monkeypatch):
-    monkeypatch.setattr("evaluation.MOST_COUNTED", 2)
+    monkeypatch.setattr(clozes_of, "MAX_COUNTED", 2)
     assert guess(["a x b", "a x b", *["a y b"] * 3], "a what b") == "x"
-
-
-@pytest.mark.parametrize("key", ["Rome", "Paris", ""])
-def test_a_key_word_stands_in_its_sentence_once(tmp_path, key):
-    (tmp_path / "text.cloze.tsv").write_text(f"Paris is Paris\t{key}\tkind\n", encoding="utf-8")
-    with pytest.raises(InputError, match="line 1: needs a sentence, a word that it has once, and a kind"):
-        read_clozes(tmp_path / "text.txt")
 
 
 def test_accuracy_is_the_share_of_right_answers_of_each_kind():
     clozes = [cloze("a b", "a", kind) for kind in "xxxyx"]
-    assert accuracy(clozes, ["a", "b", "a", "b", "a"]) == {"x": 0.75, "y": 0.0}
+    assert accuracy_by_kind(clozes, ["a", "b", "a", "b", "a"]) == {"x": 0.75, "y": 0.0}
+    assert accuracy(clozes, ["a", "b", "a", "b", "a"]) == 0.6
 
 
 def test_unigram_loss_is_that_of_the_frequencies_in_training(tokenizer):
     """Over the tokens that may be hidden, every one of the vocabulary counted once more than seen."""
-    training = Corpus.of(["the cat", "the dog chases the cat zebu zebu"], tokenizer, 24)  # unknown: zebu
-    held_out = Corpus.of(["the mouse chases", "cat zebu"], tokenizer, 24)
+    training = MLMDataset.in_memory(["the cat", "the dog chases the cat zebu zebu"], tokenizer, 24)  # unknown: zebu
+    held_out = MLMDataset.in_memory(["the mouse chases", "cat zebu"], tokenizer, 24)
     size = tokenizer.get_vocab_size()
     total = 7 + size - 5  # the special tokens are never predicted
     shares = [4 / total, 1 / total, 2 / total, 3 / total]  # the, mouse, chases, cat
     expected = -sum(math.log(share) for share in shares) / 4
     assert unigram_loss(training, held_out, size) == pytest.approx(expected)
-    uniform = Corpus.of([" ".join(np.random.default_rng(0).permutation(["cat", "dog", "the", "a"]))], tokenizer, 24)
+    uniform = MLMDataset.in_memory(
+        [" ".join(np.random.default_rng(0).permutation(["cat", "dog", "the", "a"]))], tokenizer, 24
+    )
     assert unigram_loss(uniform, uniform, size) == pytest.approx(math.log((size - 5 + 4) / 2))
 
 

@@ -10,9 +10,8 @@ import pytest
 import torch
 from playwright.sync_api import sync_playwright
 
-from mlm import bert as pretrained
+from mlm import MaskFiller
 from mlm.explorer import page as explorer
-from mlm.filling import Sentence, fill
 from mlm.tokenizer import MASK
 
 SENTENCE = f"the cat {MASK} the small zebra"
@@ -82,8 +81,8 @@ def written(trained, command, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def loaded(trained):
-    return pretrained.load(trained / "model", torch.device("cpu"))
+def filler(trained):
+    return MaskFiller.load(trained / "model", "cpu")
 
 
 def made(path, words, layers=2, heads=2, sentence=None):
@@ -94,8 +93,7 @@ def made(path, words, layers=2, heads=2, sentence=None):
         "best": [{"token": word, "probability": 0.2, "right": False} for word in words[:5]],
         "itself": 0.1,
     }
-    maps, entropy = explorer.with_means(weights), torch.zeros(layers + 1, heads + 1)
-    text = explorer.page(sentence or " ".join(words), words, maps, entropy, [guess] * len(words), None, None)
+    text = explorer.render(sentence or " ".join(words), words, weights, [guess] * len(words), None, None)
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -105,6 +103,13 @@ def long(tmp_path_factory):
     """The page of 40 words, of a model of 4 layers with 8 heads."""
     words = ["[CLS]", *(f"{'long' * (i % 4)}word{i}" for i in range(40)), "[SEP]"]
     return made(tmp_path_factory.mktemp("long") / "attention.html", words, 4, 8)
+
+
+@torch.no_grad()
+def attention(filler):
+    """Return the model's weights (L, H, S, S) for the sentence."""
+    ids = torch.tensor([filler.tokenizer.encode(SENTENCE).ids])
+    return torch.stack(filler.model.encoder(ids, need_weights=True)[1])[:, 0]
 
 
 def percent(probability):
@@ -118,11 +123,8 @@ def texts(page, selector):
 # ---- the figures
 
 
-def test_every_weight_shown_is_the_models(opened, written, loaded):
-    model, tokenizer = loaded
-    with torch.no_grad():
-        ids = torch.tensor([tokenizer.encode(SENTENCE).ids])
-        weights = torch.stack(model.encoder(ids, need_weights=True)[1])[:, 0]
+def test_every_weight_shown_is_the_models(opened, written, filler):
+    weights = attention(filler)
     with opened(written) as page:
         shown = page.evaluate("""() => [...document.querySelectorAll(".head")].map((head) => {
             head.click();
@@ -148,12 +150,9 @@ def test_every_weight_shown_is_the_models(opened, written, loaded):
     assert columns == [list(column) for column in zip(*shown[-1], strict=True)]
 
 
-def test_the_figures_of_a_head_are_its_own(opened, written, loaded):
+def test_the_figures_of_a_head_are_its_own(opened, written, filler):
     """Its entropy, and the dots of its picture: the heavier, the darker."""
-    model, tokenizer = loaded
-    with torch.no_grad():
-        ids = torch.tensor([tokenizer.encode(SENTENCE).ids])
-        weights = torch.stack(model.encoder(ids, need_weights=True)[1])[:, 0]
+    weights = attention(filler)
     entropy = -(weights * weights.log2()).sum(-1).mean(-1)
     with opened(written) as page:
         bits = texts(page, ".head span")
@@ -199,15 +198,14 @@ def test_what_is_drawn_large_is_what_is_said(opened, written):
             assert bool((greens[1:] <= greens[:-1] + 3).all()) and greens[-1] < greens[0] - 50
 
 
-def test_a_hidden_word_is_guessed_as_fill_mask_guesses_it(opened, written, loaded):
+def test_a_hidden_word_is_guessed_as_fill_mask_guesses_it(opened, written, filler):
     words = SENTENCE.split()
     with opened(written) as page:
         assert page.locator(".chip[aria-pressed=true]").all_inner_texts() == [MASK]
         for i, word in enumerate(words):
             page.locator(".chip").nth(i).click()
             asked = " ".join([*words[:i], MASK, *words[i + 1 :]])
-            (answer,) = fill([Sentence(asked, "")], *loaded, 5, torch.device("cpu"))
-            best = answer["masks"][asked.split()[:i].count(MASK)]
+            best = filler(asked)[asked.split()[:i].count(MASK)]
             expected = [f"{one['token']} {percent(one['probability'])}" for one in best]
             lines = [" ".join(line.split("\n")) for line in page.locator("#guesses li").all_inner_texts()]
             assert lines[:5] == expected
@@ -421,11 +419,11 @@ def test_a_page_is_small(long):
 
 
 def test_a_sentence_too_long_for_a_page_is_refused(script, trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(explorer, "MOST_BYTES", 9 * 25 * 8 / 3)  # nine maps of five tokens by five
+    monkeypatch.setattr(explorer, "MAX_BYTES", 9 * 25 * 8 / 3)  # nine maps of five tokens by five
     flags = "--html", "--model", trained / "model", "--output", tmp_path / "out"
     assert script("visualize_attention", *flags, "the cat eats")[0] == 0
     (tmp_path / "out" / "attention.html").write_text("before")
     status, out, err = script("visualize_attention", *flags, "the big cat eats")
     assert (status, out, len(err.splitlines())) == (2, "", 1)
-    assert "6 tokens, a page has room for 5" in err and "leave out --html" in err
+    assert "6 tokens, and a page has room for 5" in err and "(--html)" in err
     assert (tmp_path / "out" / "attention.html").read_text() == "before"

@@ -1,22 +1,18 @@
-"""Arbitrary bytes where text, a configuration, weights or a tokenizer should be: they are refused,
-or of use, and take little memory."""
+"""Arbitrary bytes in place of text, a configuration, weights or a tokenizer: they are refused, or of use, and take
+little memory."""
 
 import json
-import resource
-import sys
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 
 import pytest
-import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from mlm_strangers import little_memory
 
-from mlm import bert as pretrained
+from mlm import MaskFiller, bert
 from mlm.cloze import HEADER, NeighbourBaseline, read_clozes
 from mlm.common.errors import InputError
-from mlm.common.lines import lines_of
-from mlm.filling import Sentence, fill, score
+from mlm.text import TextFile
 from mlm.tokenizer import MASK
 
 SIZES = {"d_model": 4, "n_layers": 1, "d_ff": 4, "max_length": 8}
@@ -29,7 +25,6 @@ short = settings(
     derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
-CPU = torch.device("cpu")
 values = st.recursive(
     st.none()
     | st.booleans()
@@ -45,23 +40,8 @@ edits = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255
 model_files = st.sampled_from(["config.json", "model.safetensors", "tokenizer.json"])
 
 
-@contextmanager
-def little_memory():
-    """Within it, the process may have a gigabyte more than it has."""
-    if sys.platform != "linux":
-        yield
-        return
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**30, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
-
-
 def edited(content, changes, kept):
-    """Bytes with some of them replaced, and cut."""
+    """Return bytes with some of them replaced, and cut."""
     content = bytearray(content)
     for place, byte in changes:
         content[int(place * len(content))] = byte
@@ -69,7 +49,7 @@ def edited(content, changes, kept):
 
 
 def replaced(content, path, value):
-    """A JSON value with what the numbers of path lead to, member by member, replaced by value."""
+    """Return a JSON value with the member to which the numbers of path lead, one by one, replaced by value."""
     if not path or not isinstance(content, dict | list) or not content:
         return value
     key = (list(content) if isinstance(content, dict) else range(len(content)))[path[0] % len(content)]
@@ -82,23 +62,22 @@ def replaced(content, path, value):
 def directory(tmp_path_factory, make_model, tokenizer):
     """A small model directory, and the content of its files."""
     path = tmp_path_factory.mktemp("fuzz") / "model"
-    pretrained.save(path, make_model(tokenizer.get_vocab_size(), **SIZES), tokenizer)
+    bert.save(path, make_model(tokenizer.get_vocab_size(), **SIZES), tokenizer)
     return path, {file.name: file.read_bytes() for file in path.iterdir()}
 
 
 def assert_refused_or_of_use(directory, name, content):
     """... with this content of one of its files. Its answers are probabilities."""
     path, files = directory
-    for other, sound in files.items():
-        (path / other).write_bytes(content if other == name else sound)
+    for other, good in files.items():
+        (path / other).write_bytes(content if other == name else good)
     with little_memory(), suppress(InputError):
-        model, tokenizer = pretrained.load(path, CPU)
+        filler = MaskFiller.load(path, "cpu")
         for text in (f"the {MASK}", f"zebra é 😀{MASK}a"):
             with suppress(InputError):
-                (result,) = fill([Sentence(text, "")], model, tokenizer, 3, CPU)
-                assert all(0 <= word["probability"] <= 1 for mask in result["masks"] for word in mask)
-                (result,) = score([Sentence(text, "")], model, tokenizer, CPU)
-                assert result["pseudo_perplexity"] >= 0
+                assert all(0 <= word["probability"] <= 1 for mask in filler(text, top_k=3) for word in mask)
+            with suppress(InputError):
+                assert filler.score(text.replace(MASK, "cat"))["pseudo_perplexity"] >= 0
 
 
 @short
@@ -132,7 +111,7 @@ def test_any_bytes_as_text(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "fuzz.txt"
     path.write_bytes(content)
     with suppress(InputError):
-        found = list(lines_of(path))
+        found = list(TextFile(path))
         assert found and all(line and line == line.strip() and "\n" not in line for line in found)
 
 
