@@ -1,111 +1,309 @@
-"""mlm.contestants"""
+"""Whom benchmark.py compares: in training our Trainer with Hugging Face's BERT, in filling masks and scoring our
+MaskFiller with Hugging Face's fill-mask pipeline."""
 
-import statistics
+import tempfile
 import time
-from collections.abc import Callable
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import count, islice
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from tqdm import tqdm
 
-from . import bert as pretrained
+from encoder import MaskedLanguageModel
+from masking import IGNORE
+
+from . import bert
+from .common.benchmarking import MatrixProducts
+from .common.distributed import DistributedContext
 from .common.errors import InputError
-from .filling import Sentence, fill, score
+from .common.fast_cpu import best_precision
+from .config import TrainConfig
+from .dataset import Corrupt, Data, FixedMasks
+from .filler import MaskFiller
 from .tokenizer import MASK
 
-FILLED, SCORED = 256, 16  # sentences: to score one, the model reads it as often as it has tokens
+# ---------------------------------------------------------------------------------------------- training
+
+PRODUCTS = "matrix products of ours, fp32"
 
 
+class Trainer(Protocol):
+    """What is used of a Trainer of train_mlm.py."""
+
+    config: TrainConfig
+    context: DistributedContext
+    data: Data
+    model: MaskedLanguageModel
+    optimizers: list[torch.optim.Optimizer]
+    corrupt: Corrupt
+    held_out: FixedMasks
+
+    def batches(self, epoch: int) -> Sequence[np.ndarray]: ...
+    def update(self, indices: np.ndarray, fraction: float) -> None: ...
+
+
+class Contestant(Protocol):
+    """Whoever trains a model step by step."""
+
+    trainer: Trainer
+
+    def step(self, fraction: float = 0.5) -> int:
+        """Make one update, when this part of the budget is used up -> the number of its tokens."""
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Return the logits (B, S, V) of inputs (B, S), without dropout."""
+
+
+class Ours:
+    """The trainer's own steps."""
+
+    def __init__(self, trainer: Trainer, compiled: bool = False):
+        self.trainer = trainer
+        self.batches = (indices for epoch in count() for indices in trainer.batches(epoch))
+        if compiled:
+            trainer.model.encoder.compile(dynamic=True)
+
+    def step(self, fraction: float = 0.5) -> int:
+        indices = next(self.batches)
+        self.trainer.update(indices, fraction)
+        return n_tokens(self.trainer, indices)
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        return self.trainer.model.eval()(inputs)
+
+
+class WithoutFastCpu(Ours):
+    """The same steps in fp32 without fast_cpu.py: PyTorch's dropout, and logits of all positions rather than of the
+    hidden ones."""
+
+    def step(self, fraction: float = 0.5) -> int:
+        indices, trainer = next(self.batches), self.trainer
+        inputs, labels = corrupted(trainer, indices)
+        loss = F.cross_entropy(trainer.model.train()(inputs).transpose(1, 2), labels)
+        trainer.model.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
+        for optimizer in trainer.optimizers:
+            optimizer.step()
+        return n_tokens(trainer, indices)
+
+
+class HuggingFace:
+    """BertForMaskedLM of the same shape, trained in the usual way: DataCollatorForLanguageModeling, AdamW, linear
+    warm-up and decay, as many windows a batch as ours have on average, drawn at random or grouped by length as
+    transformers.Trainer groups them."""
+
+    def __init__(self, trainer: Trainer, grouped: bool, learning_rate: float = 1e-4):
+        from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, DataCollatorForLanguageModeling
+
+        self.trainer, self.grouped, self.learning_rate, self.steps = trainer, grouped, learning_rate, 0
+        dropout = trainer.model.config.dropout
+        rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+        with tempfile.TemporaryDirectory() as folder:
+            bert.save(Path(folder), trainer.model, trainer.data.tokenizer)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            torch.manual_seed(trainer.config.seed)
+            if trainer.config.init:  # both start from the same weights
+                model = AutoModelForMaskedLM.from_pretrained(folder, **rates)
+            else:
+                model = AutoModelForMaskedLM.from_config(BertConfig.from_pretrained(folder, **rates))
+        self.model = model.to(trainer.context.device)
+        self.collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=trainer.config.mask_prob)
+        weights = self.model.parameters()
+        self.optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.01, fused=True)
+        self.batches = self.draw()
+
+    def draw(self) -> Iterator[list[list[int]]]:
+        """Yield epoch after epoch of batches of windows."""
+        from transformers.trainer_pt_utils import get_length_grouped_indices
+
+        windows = self.trainer.data.train.sequences
+        size = max(1, round(len(windows) / len(self.trainer.batches(0))))
+        while True:
+            # grouped batches are shuffled as well: the first of every group are the longest
+            if self.grouped:
+                order = get_length_grouped_indices(windows.lengths.tolist(), size)
+            else:
+                order = torch.randperm(len(windows)).tolist()
+            for start in (size * torch.randperm(-(-len(order) // size))).tolist():
+                spans = [(windows.offsets[i], windows.offsets[i + 1]) for i in order[start : start + size]]
+                yield [windows.ids[begin:end].tolist() for begin, end in spans]
+
+    def step(self, fraction: float = 0.5) -> int:
+        windows, config, device = next(self.batches), self.trainer.config, self.trainer.context.device
+        warm = min(1.0, (self.steps + 1) / max(1, config.warmup_steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * min(warm, 1 - fraction)
+        batch = self.collate([{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in windows])
+        self.model.train()
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            loss = self.model(**batch.to(device)).loss
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.steps += 1
+        return sum(map(len, windows))
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        mask = inputs != self.trainer.data.train.special.pad
+        return self.model.eval()(input_ids=inputs, attention_mask=mask).logits
+
+
+def n_tokens(trainer: Trainer, indices: np.ndarray) -> int:
+    """Return the number of tokens in these windows."""
+    return int(trainer.data.train.sequences.lengths[indices].sum())
+
+
+def corrupted(trainer: Trainer, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Return inputs and labels (B, S) of these windows, on the device."""
+    inputs, labels = trainer.corrupt(trainer.data.train.batch(indices), torch.default_generator)
+    return inputs.to(trainer.context.device), labels.to(trainer.context.device)
+
+
+def matrix_products(trainer: Trainer) -> MatrixProducts:
+    """Return the matrix products of the trainer's first steps."""
+    model = trainer.model.eval()
+
+    def forward(indices: np.ndarray) -> None:
+        inputs, labels = corrupted(trainer, indices)
+        model(inputs, labels != IGNORE)
+
+    batches = list(islice(trainer.batches(0), 8))
+    steps = [(partial(forward, indices), n_tokens(trainer, indices)) for indices in batches]
+    return MatrixProducts(steps, trainer.context.device)
+
+
+def training_contestants(
+    make_trainer: Callable[[str], Trainer], device: torch.device, precision: str | None
+) -> dict[str, Callable[[], Contestant | MatrixProducts]]:
+    """Return a function for each name that makes the contestant ready. make_trainer: precision -> a trainer."""
+    best = precision or best_precision(device)
+    field = {f"ours, {best}": lambda: Ours(make_trainer(best))}
+    if best == "bf16":
+        field["ours, fp32"] = lambda: Ours(make_trainer("fp32"))
+    if device.type == "cuda":
+        field[f"ours, {best}, torch.compile"] = lambda: Ours(make_trainer(best), compiled=True)
+    field["ours, fp32, without fast_cpu.py"] = lambda: WithoutFastCpu(make_trainer("fp32"))
+    for kind in dict.fromkeys(["fp32", best] if device.type == "cuda" else ["fp32"]):
+        field[f"Hugging Face, {kind}, grouped"] = lambda kind=kind: HuggingFace(make_trainer(kind), grouped=True)
+        field[f"Hugging Face, {kind}, random"] = lambda kind=kind: HuggingFace(make_trainer(kind), grouped=False)
+    field[PRODUCTS] = lambda: matrix_products(make_trainer("fp32"))
+    return field
+
+
+# -------------------------------------------------------------------------------------------------- race
+
+
+@torch.no_grad()
+def held_out_loss(contestant: Contestant) -> float:
+    """Return the mean loss at the hidden tokens of the held-out text (nats), which are the same for all."""
+    trainer, total, n_hidden = contestant.trainer, 0.0, 0
+    for batch in trainer.held_out.batches(trainer.config.batch_tokens):
+        inputs, labels = (part.to(trainer.context.device) for part in batch)
+        logits = contestant.logits(inputs)
+        total += F.cross_entropy(logits.transpose(1, 2), labels, reduction="sum").item()
+        n_hidden += int((labels != IGNORE).sum())
+    return total / n_hidden
+
+
+def train_for(contestant: Contestant, minutes: float, name: str) -> list[float]:
+    """Train for some minutes, evaluations not counted -> the held-out losses after each tenth of the time."""
+    losses, tokens, spent = [], 0, 0.0
+    with tqdm(total=10, desc=name, leave=False) as bar:
+        while len(losses) < 10:
+            started = time.perf_counter()
+            tokens += contestant.step(min(1.0, spent / (60 * minutes)))
+            spent += time.perf_counter() - started
+            if spent >= 6 * minutes * (len(losses) + 1):
+                losses.append(held_out_loss(contestant))
+                bar.set_postfix(loss=f"{losses[-1]:.3f}")
+                bar.update()
+    shown = " ".join(f"{loss:.3f}" for loss in losses)
+    print(f"{name}: {minutes:g} min, {tokens:,} tokens, held-out loss {shown}", flush=True)
+    return losses
+
+
+def draw_race(curves: dict[str, tuple[float, list[float]]], task: str, path: Path) -> None:
+    """Draw held-out losses over the minutes: name -> (minutes in all, losses after each tenth of them)."""
+    from .common.plots import COLOURS, plt, save_figure  # matplotlib takes a while to import
+
+    figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    for i, (name, (minutes, losses)) in enumerate(curves.items()):
+        times = [minutes * (tenth + 1) / len(losses) for tenth in range(len(losses))]
+        label = f"{name}: {losses[-1]:.2f} after {minutes:g} min"
+        axes.plot(times, losses, "s--" if i else "o-", color=COLOURS[i % len(COLOURS)], label=label)
+    title = f"Held-out text, {task}"
+    axes.set(xlabel="minutes of training", ylabel="loss (nats per hidden token)", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    save_figure(figure, path)
+
+
+# ----------------------------------------------------------------------------------------------- filling
+
+N_FILLED, N_SCORED = 256, 16  # sentences: to score one, the model reads it as often as it has tokens
 TOP_K = 5
 
-
 Answers = list[tuple[str, float]]  # for each sentence the likeliest token and its probability
-
-
-Engine = Callable[[list[str]], Answers]  # sentences with one [MASK] each -> their answers
+Turn = Callable[[], tuple[int, Answers]]  # -> the number of sentences or tokens done, and the answers
 
 
 def hide(words: list[str], i: int) -> str:
-    """The sentence with its word i hidden."""
+    """Return the sentence with its word i hidden."""
     return " ".join([*words[:i], MASK, *words[i + 1 :]])
 
 
-def pipelines(directory: Path, device: torch.device) -> list[dict[str, Engine]]:
-    """transformers' fill-mask pipeline, as it is used without further thought and in batches: for TOP_K
-    answers to each sentence, and for one."""
+def pipelines(directory: Path, device: torch.device, sentences: list[str], top_k: int) -> dict[str, Turn]:
+    """Return turns of transformers' fill-mask pipeline: as it is used without further thought, and in batches."""
     from transformers import pipeline
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     pipe = pipeline("fill-mask", str(directory), device=device)
 
-    def in_batches(size: int, top_k: int) -> Engine:
-        return lambda masked: [
-            (found[0]["token_str"].strip(), found[0]["score"]) for found in pipe(masked, batch_size=size, top_k=top_k)
-        ]
+    def turn(size: int) -> tuple[int, Answers]:
+        found = pipe(sentences, batch_size=size, top_k=top_k)
+        return len(sentences), [(best[0]["token_str"].strip(), best[0]["score"]) for best in found]
 
-    sizes = 1, 16, 64
-    return [{f"Hugging Face, {n} at a time": in_batches(n, top_k) for n in sizes} for top_k in (TOP_K, 1)]
+    return {f"Hugging Face, {size} at a time": partial(turn, size) for size in (1, 16, 64)}
 
 
-def agreement(mine: Answers, other: Answers) -> str:
-    """How many answers are the same, and how far their probabilities are apart."""
-    same = [(a[1], b[1]) for a, b in zip(mine, other, strict=True) if a[0] == b[0]]
-    apart = max((abs(a - b) for a, b in same), default=0.0)
-    return f"{len(same)} of {len(mine)}, probabilities within {apart:.0e}"
-
-
-def main(directory: Path, texts: list[str], device: torch.device, rounds: int) -> None:
-    """Print a table: sentences filled, and tokens scored, per second, medians of the rounds.
+def filling_tasks(filler: MaskFiller, directory: Path, texts: Sequence[str]) -> dict[str, dict[str, Turn]]:
+    """Return the turns of all contestants for each task: filling a [MASK] in sentences, and scoring sentences.
 
     The pipeline has no scoring: it is given the sentence once for each of its words, with that word hidden.
     """
-    model, tokenizer = pretrained.load(directory, device)  # reports what is wrong with the directory
-    short = (
-        text.split()
-        for text in texts
-        if MASK not in text and len(tokenizer.encode(text)) <= model.config.max_length - 8
-    )
-    if not (rows := list(islice(short, FILLED))):
-        raise InputError(f"no sentence of the input is short enough for the model, and without {MASK}")
-    masked = [hide(rows[i % len(rows)], i % len(rows[i % len(rows)])) for i in range(FILLED)]
-    scored = rows[:SCORED]
-    hidden = [hide(words, i) for words in scored for i in range(len(words))]
+    tokenizer, longest = filler.tokenizer, filler.model.config.max_length - 8
+    short = (text.split() for text in texts if MASK not in text and len(tokenizer.encode(text)) <= longest)
+    if not (rows := list(islice(short, N_FILLED))):
+        raise InputError(f"no sentence is short enough for the model, and without {MASK}; give it others", "input")
+    masked = [hide(rows[i % len(rows)], i % len(rows[i % len(rows)])) for i in range(N_FILLED)]
+    scored = [" ".join(words) for words in rows[:N_SCORED]]
+    hidden = [hide(words, i) for words in rows[:N_SCORED] for i in range(len(words))]
 
     def ours_fills() -> tuple[int, Answers]:
-        found = fill([Sentence(text, "") for text in masked], model, tokenizer, TOP_K, device)
-        best = [result["masks"][0][0] for result in found]
+        best = [masks[0][0] for masks in filler(masked, TOP_K)]
         return len(masked), [(one["token"], one["probability"]) for one in best]
 
     def ours_scores() -> tuple[int, Answers]:
-        found = score([Sentence(" ".join(words), "") for words in scored], model, tokenizer, device)
-        return sum(len(result["tokens"]) for result in found), []
+        return sum(len(result["tokens"]) for result in filler.score(scored)), []
 
-    fills, scores = pipelines(directory, device)
-    tasks = {
-        "filling: sentences": {
-            "ours": ours_fills,
-            **{name: lambda engine=engine: (len(masked), engine(masked)) for name, engine in fills.items()},
-        },
-        "scoring: hidden tokens": {
-            "ours": ours_scores,
-            **{name: lambda engine=engine: (len(hidden), engine(hidden)) for name, engine in scores.items()},
-        },
+    theirs = partial(pipelines, directory, filler.device)
+    return {
+        "filling: sentences": {"ours": ours_fills, **theirs(masked, TOP_K)},
+        "scoring: hidden tokens": {"ours": ours_scores, **theirs(hidden, 1)},
     }
-    for task, contestants in tasks.items():
-        rates: dict[str, list[float]] = {name: [] for name in contestants}
-        answers: dict[str, Answers] = {}
-        for round_ in tqdm(range(-1, rounds), desc=task, unit="round", leave=False):
-            for name, contestant in contestants.items():
-                started = time.perf_counter()
-                done, answers[name] = contestant()
-                if round_ >= 0:  # the first only warms up
-                    rates[name].append(done / (time.perf_counter() - started))
-        medians = {name: statistics.median(of) for name, of in rates.items()}
-        same = "   same answer as ours" if answers["ours"] else ""
-        print(f"\n{task + ' per second':34}{'rate':>10}{'ratio':>8}{same}")
-        for name, rate in medians.items():
-            same = agreement(answers["ours"], answers[name]) if answers["ours"] and name != "ours" else ""
-            print(f"{name:34}{rate:10,.0f}{medians['ours'] / rate:8.1f}   {same}".rstrip())
-    print("\nratio: how many times faster ours is.")
+
+
+def agreement(mine: Answers, other: Answers) -> str:
+    """Say how many answers are the same, and how far the probabilities of those are apart."""
+    same = [(a[1], b[1]) for a, b in zip(mine, other, strict=True) if a[0] == b[0]]
+    apart = max((abs(a - b) for a, b in same), default=0.0)
+    return f"{len(same)} of {len(mine)}, probabilities within {apart:.0e}"
