@@ -130,7 +130,7 @@ def generate(
         if fewer:
             sentence = [sentence[b] for b in alive.tolist()]
             tokens, sums, to_beat, rows = tokens[alive], sums[alive], to_beat[alive], rows[alive]
-            memory, memory_mask = memory[alive], memory_mask[alive]
+            memory, memory_mask = memory.index_select(0, alive), memory_mask.index_select(0, alive)
             cache.select_memory(alive)
         if fewer or n > 1:
             cache.select(rows.flatten())

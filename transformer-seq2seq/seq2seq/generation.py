@@ -18,7 +18,8 @@ from .common.errors import InputError, warn
 from .tokenizer import UNK
 
 MAX_BATCHES = 4  # side by side: a part of each step is Python, which runs one thread at a time
-MIN_BLOCKWISE = 2**16  # numbers; torch.topk is faster for fewer
+MIN_BLOCKWISE, MIN_BLOCKS = 2**17, 8  # numbers, and blocks for each of the k largest: else torch.topk is faster
+BLOCK = 64
 MAX_UNKNOWN = 1000  # words that are remembered
 
 
@@ -99,7 +100,7 @@ def require_outputs(found: list[list[Hypothesis]]) -> list[list[Hypothesis]]:
     return found
 
 
-def blockwise_topk(x: Tensor, k: int, block: int = 64) -> tuple[Tensor, Tensor]:
+def blockwise_topk(x: Tensor, k: int, block: int = BLOCK) -> tuple[Tensor, Tensor]:
     """Compute x.topk(k) along the last dimension, faster if it is long: the k largest numbers stand in the k blocks
     whose maxima are the largest. x (..., V) -> values and indices (..., k)."""
     blocks = x.size(-1) // block
@@ -116,9 +117,15 @@ def blockwise_topk(x: Tensor, k: int, block: int = 64) -> tuple[Tensor, Tensor]:
     return best.values, indices.gather(-1, best.indices)
 
 
+def fast_topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Compute x.topk(k) along the last dimension in the faster of two ways."""
+    large = x.numel() >= MIN_BLOCKWISE and x.size(-1) >= MIN_BLOCKS * BLOCK * k
+    return blockwise_topk(x, k) if large else x.topk(k)
+
+
 def fast_top_candidates(log_probs: Tensor, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute top_candidates, with blockwise_topk if there are many numbers."""
-    return top_candidates(log_probs, sums, blockwise_topk if log_probs.numel() > MIN_BLOCKWISE else torch.topk)
+    """Compute top_candidates with fast_topk."""
+    return top_candidates(log_probs, sums, fast_topk)
 
 
 def generate_all(
