@@ -1,4 +1,4 @@
-"""What makes training fast changes nothing but the speed."""
+"""What makes training fast on a CPU changes nothing but the speed."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from seq2seq.common import fast_cpu as fast
-from seq2seq.common.fast_cpu import SHORT, CpuFunctions, best_precision, byte_dropout, fast_training
+from seq2seq.common import fast_cpu
+from seq2seq.common.fast_cpu import MAX_SHORT_ROW, best_precision, byte_dropout, fast_training, short_row_attention
 from seq2seq.loss import CHUNK, token_losses
 from transformer import Transformer, TransformerConfig, causal_mask, padding_mask
 
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 def scored_tokens(n, d_model=16, vocab_size=40):
-    """states, weight, bias (all with gradients) and labels, of which none is the padding token."""
+    """Hidden states, weight, bias (all with gradients) and labels, none of them the padding token."""
     torch.manual_seed(0)
     tensors = torch.randn(n, d_model), torch.randn(vocab_size, d_model), torch.randn(vocab_size)
     return *(tensor.requires_grad_() for tensor in tensors), torch.randint(vocab_size - 1, (n,))
@@ -25,10 +25,9 @@ def scored_tokens(n, d_model=16, vocab_size=40):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
 def test_loss_and_gradients_are_pytorchs_without_the_pad_column(n, smoothing):
     *parameters, labels = scored_tokens(n)
-    states, weight, bias = parameters
-    logits = F.linear(states, weight, bias)[:, :-1]
+    logits = F.linear(*parameters)[:, :-1]
     expected = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
-    loss, nll = token_losses(states, weight, bias, labels, smoothing, "fp32")
+    loss, nll = token_losses(*parameters, labels, smoothing, "fp32")
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(nll, F.cross_entropy(logits, labels, reduction="sum"))
     gradients = [torch.autograd.grad(value, parameters) for value in (loss, expected)]
@@ -86,34 +85,38 @@ TARGET = torch.tensor([[49, 8, 9], [49, 10, 11]])
 
 @pytest.mark.parametrize("precision, tolerance", [("fp32", 1e-6), ("bf16", 0.05)])
 def test_a_model_computes_the_same(model, precision, tolerance):
-    plain = model.states(SOURCE, TARGET)
-    with fast_training(CPU, precision):
-        states = model.states(SOURCE, TARGET)
-    torch.testing.assert_close(states.float(), plain, rtol=tolerance, atol=tolerance)
-    assert (precision == "bf16") == (not torch.allclose(states.float(), plain, rtol=1e-6, atol=1e-6))
+    usual = model.hidden_states(SOURCE, TARGET)
+    with fast_training(CPU, precision, short_row_attention):
+        fast = model.hidden_states(SOURCE, TARGET)
+    torch.testing.assert_close(fast.float(), usual, rtol=tolerance, atol=tolerance)
+    assert (precision == "bf16") == (not torch.allclose(fast.float(), usual, rtol=1e-6, atol=1e-6))
     gradients = [
         torch.autograd.grad(out.float().square().sum(), list(model.parameters())[:-1], allow_unused=True)
-        for out in (plain, states)
+        for out in (usual, fast)
     ]
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=2 * tolerance, atol=20 * tolerance)
 
 
-def test_the_models_own_dropout_and_attention_are_replaced_within_and_only_there(model, monkeypatch):
+def test_the_models_own_functions_are_replaced_within_the_context_and_only_there(model, monkeypatch):
     calls = []
-    for function, replacement in list(CpuFunctions.faster.items()):
-        watched = lambda *args, f=replacement, **kwargs: calls.append(f) or f(*args, **kwargs)  # noqa: E731
-        monkeypatch.setitem(CpuFunctions.faster, function, watched)
-    with fast_training(CPU, "bf16"):
-        model.states(SOURCE, TARGET)
-    assert set(calls) == {fast.even_linear, fast.byte_dropout, fast.fp32_attention}
+
+    def watched(name):
+        replacement = getattr(fast_cpu, name)
+        return lambda *args, **kwargs: calls.append(name) or replacement(*args, **kwargs)
+
+    for name in ("padded_linear", "byte_dropout"):
+        monkeypatch.setattr(fast_cpu, name, watched(name))
+    with fast_training(CPU, "bf16", watched("short_row_attention")):
+        model.hidden_states(SOURCE, TARGET)
+    assert set(calls) == {"padded_linear", "byte_dropout", "short_row_attention"}
     calls.clear()
-    model.states(SOURCE, TARGET)
+    model.hidden_states(SOURCE, TARGET)
     assert not calls
 
 
 class Products(TorchDispatchMode):
-    """While it is entered, notes the shapes of the matrix products, as PyTorch carries them out."""
+    """Inside this context the shapes of the matrix products are recorded, as PyTorch carries them out."""
 
     def __init__(self):
         super().__init__()
@@ -126,15 +129,15 @@ class Products(TorchDispatchMode):
 
 
 def test_batches_of_many_sizes_have_products_of_few_shapes_in_bf16(model):
-    """For a shape that it has not met, PyTorch's library compiles a product, and keeps it in memory."""
+    """PyTorch's library compiles a product for every new shape, and keeps it in memory."""
 
     def shapes(pairs, length, precision):
         target = torch.randint(3, 40, (pairs, length))
         with Products() as products:
             with fast_training(CPU, precision):
-                states = model.states(target, target).flatten(0, 1)
+                hidden_states = model.hidden_states(target, target).flatten(0, 1)
             weight, bias = model.embeddings.token.weight, model.output_bias
-            loss, _ = token_losses(states, weight, bias, target.flatten(), 0.1, precision)
+            loss, _ = token_losses(hidden_states, weight, bias, target.flatten(), 0.1, precision)
             loss.backward()
         return products.shapes
 
@@ -142,7 +145,7 @@ def test_batches_of_many_sizes_have_products_of_few_shapes_in_bf16(model):
     assert shapes(2, 3, "fp32") != shapes(5, 7, "fp32")
 
 
-@pytest.mark.parametrize("length", [1, 5, 16, 17, SHORT, SHORT + 1])
+@pytest.mark.parametrize("length", [1, 5, 16, 17, MAX_SHORT_ROW, MAX_SHORT_ROW + 1])
 @pytest.mark.parametrize("kind", ["causal", "padding", "none"])
 def test_attention_is_pytorchs_in_fp32_at_any_length(length, kind):
     torch.manual_seed(length)
@@ -150,13 +153,13 @@ def test_attention_is_pytorchs_in_fp32_at_any_length(length, kind):
     ids = torch.arange(length) + torch.tensor([[0], [length // 3], [length - 1]])
     masks = {"causal": causal_mask(length), "padding": padding_mask(ids.clamp(max=length), length)}
     results = []
-    for attend in (F.scaled_dot_product_attention, fast.fp32_attention):
+    for attend in (F.scaled_dot_product_attention, short_row_attention):
         inputs = [x.float().requires_grad_() for x in (q, k, v)]
         out = attend(*inputs, attn_mask=masks.get(kind))
         results.append((out, *torch.autograd.grad(out.square().sum(), inputs)))
     for theirs, ours in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-    with fast_training(CPU, "bf16"):
+    with fast_training(CPU, "bf16", short_row_attention):
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=masks.get(kind))
     assert out.dtype == torch.float32
     torch.testing.assert_close(out, results[0][0], rtol=1e-4, atol=1e-4)  # bfloat16 would be off by 1e-2
