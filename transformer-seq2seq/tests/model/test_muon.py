@@ -93,8 +93,8 @@ def test_a_saved_state_goes_on_exactly():
 @pytest.mark.parametrize("name, n_matrices", [("adam", 0), ("muon", 5 + 8)])
 def test_every_weight_has_one_optimizer_and_matrices_of_layers_have_muon(make_model, name, n_matrices):
     model = make_model(10, n_encoder_layers=1, n_decoder_layers=1)
-    weights = [group["params"] for part in make_optimizers(model, name, "fp32") for group in part.param_groups]
-    assert sorted(map(id, sum(weights, []))) == sorted(map(id, model.parameters()))
-    matrices = sum(weights[1:], [])
+    adam, *muon = (part.param_groups[0]["params"] for part in make_optimizers(model, name, "fp32"))
+    matrices = [weight for weights in muon for weight in weights]
+    assert sorted(map(id, [*adam, *matrices])) == sorted(map(id, model.parameters()))
     assert len(matrices) == n_matrices  # an encoder layer has five, a decoder layer eight
     assert all(weight.ndim == 2 and weight is not model.embeddings.token.weight for weight in matrices)

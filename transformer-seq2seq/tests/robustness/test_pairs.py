@@ -8,21 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from seq2seq.common import lines
 from seq2seq.common.errors import InputError
-from seq2seq.common.lines import decode_lines, draw_held_out
-from seq2seq.dataset import PairCorpus
-from seq2seq.pairs import Pair, PairFile, Pairs, chunks, read_pairs
-from seq2seq.tokenizer import EOS, IGNORE, PAD, UNK, to_text, train_tokenizer
+from seq2seq.common.lines import chunks, draw_held_out, numbered_lines
+from seq2seq.config import TrainConfig
+from seq2seq.dataset import Metadata, PairDataset, cache_key, warn_of_pairs
+from seq2seq.loss import IGNORE
+from seq2seq.pairs import Pair, PairFile, PairSource, draw_held_out_pairs, read_pairs
+from seq2seq.tokenizer import EOS, PAD, UNK, to_text, train_tokenizer
 
 few = settings(max_examples=60, deadline=None, database=None, derandomize=True)
 
 
-def lines(content):
-    return list(decode_lines(io.BytesIO(content), "file"))
+def lines_of(content):
+    return [line for _, line in numbered_lines(io.BytesIO(content), "file")]
 
 
 def read(tmp_path, content, *columns):
@@ -35,7 +37,7 @@ def read(tmp_path, content, *columns):
 
 
 def test_lines_lose_their_ends_and_the_byte_order_mark_alone():
-    assert lines("\ufeff a \r\nb\n\nü\ufeff".encode()) == [" a ", "b", "", "ü\ufeff"]
+    assert lines_of("\ufeff a \r\nb\n\nü\ufeff".encode()) == [" a ", "b", "", "ü\ufeff"]
 
 
 @pytest.mark.parametrize(
@@ -43,17 +45,17 @@ def test_lines_lose_their_ends_and_the_byte_order_mark_alone():
     [
         ("a".encode("utf-16"), "file: is UTF-16"),
         (b"good\n\xfcber\n", "file, line 2: byte 1 is not UTF-8"),
-        (b"a\nb\nc\0d\n", "file, line 3: holds a NUL byte"),
+        (b"a\nb\nc\0d\n", "file, line 3: contains a NUL byte"),
     ],
 )
 def test_a_line_that_is_no_text_is_named(content, reason):
     with pytest.raises(InputError, match=reason):
-        lines(content)
+        lines_of(content)
 
 
 def test_an_endless_line_is_refused_before_it_fills_the_memory():
     with Path("/dev/zero").open("rb") as stream, pytest.raises(InputError, match="is longer than 64 MB"):
-        list(decode_lines(stream, "zero"))
+        list(numbered_lines(stream, "zero"))
 
 
 HEADER = "id\ttarget\tsource\n1\tb\ta\n2\td\tc\n"
@@ -98,8 +100,8 @@ def test_lines_with_other_columns_and_empty_sides_are_counted(tmp_path, capsys):
     content = "a\tb\nc\td\nonly\ne\tf\nx\ty\tz\n \tg\nh\t\ni\tj\n"
     assert read(tmp_path, content) == [("a", "b"), ("c", "d"), ("e", "f"), ("i", "j")]
     odd, empty = capsys.readouterr().err.splitlines()
-    assert "skipped 2 of 8 lines, which have not 2 columns" in odd
-    assert "skipped 2 of 8 lines, which have an empty side" in empty
+    assert "pairs.tsv: skipped 2 of 8 lines, as most lines have 2 columns and these do not" in odd
+    assert "pairs.tsv: skipped 2 of 8 lines, as their source or target is empty" in empty
 
 
 def test_clean_files_give_no_warning(tmp_path, capsys):
@@ -130,22 +132,22 @@ def test_a_header_wider_than_the_lines_ends_without_a_traceback(tmp_path, conten
 @pytest.mark.parametrize(
     "content, columns, reason",
     [
-        ("", (), "holds no text"),
-        (" \n\t\n", (), "holds no text"),
+        ("", (), "contains no text"),
+        (" \n\t\n", (), "contains no text"),
         ("a\nb\n", (), "has one column"),
-        ("source\ttarget\n", (), "holds no pair"),
-        ("a\t\n\tb\n", (), "holds no pair"),
+        ("source\ttarget\n", (), "contains no pair"),
+        ("a\t\n\tb\n", (), "contains no pair"),
         ("source\ttarget\tsource\na\tb\tc\n", (), "has 2 columns 'source'; choose one by its number"),
-        (HEADER, ("french", None), "has no column 'french'; it has id, target, source"),
+        (HEADER, ("french", None), "has no column 'french'; take one of id, target, source, or 1 to 3"),
         ("a\tb\n", (None, "3"), "has no column '3'"),
         ("a\tb\n", ("0", None), "has no column '0'"),
         ("a\tb\n", ("9" * 5000, None), "has no column '9"),
-        ("a\tb\n", ("2", None), "column 2 would be source and target"),
-        (HEADER, ("target", None), "column 2 would be source and target"),
+        ("a\tb\n", ("2", None), "column 2 would be both source and target"),
+        (HEADER, ("target", None), "column 2 would be both source and target"),
     ],
 )
 def test_files_without_pairs_are_refused(tmp_path, content, columns, reason):
-    with pytest.raises(InputError, match=reason):
+    with pytest.raises(InputError, match=f"pairs.tsv: {reason}"):
         read(tmp_path, content, *columns)
 
 
@@ -163,20 +165,21 @@ def ticket(source, seed):
 def test_the_first_of_all_distinct_digests_are_held_out(sources, seed, most):
     distinct = set(sources)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("reading.MOST_HELD_OUT", most)
+        patch.setattr(lines, "MAX_HELD_OUT", most)
         if len(distinct) < 2:
             with pytest.raises(InputError, match="one distinct source"):
-                draw_held_out(sources, seed)
+                draw_held_out(sources, seed, "source")
             return
-        aside = draw_held_out(iter(sources), seed)
+        drawn = draw_held_out(iter(sources), seed, "source")
     wanted = min(most, max(1, len(distinct) // 20))
-    assert aside == set(sorted(distinct, key=lambda source: ticket(source, seed))[:wanted])
+    assert drawn == sorted(distinct, key=lambda source: ticket(source, seed))[:wanted]
 
 
 def test_at_most_a_thousand_sources_are_held_out_and_the_seed_says_which():
     sources = [str(i) for i in range(30_000)]
-    assert draw_held_out(sources, 0) == set(sorted(sources, key=lambda source: ticket(source, 0))[:1000])
-    assert draw_held_out(sources, 0) != draw_held_out(sources, 1)
+    drawn = draw_held_out(sources, 0, "source")
+    assert drawn == sorted(sources, key=lambda source: ticket(source, 0))[:1000]
+    assert drawn != draw_held_out(sources, 1, "source")
 
 
 def write(path, pairs):
@@ -184,57 +187,82 @@ def write(path, pairs):
     return path
 
 
+def source_of(paths, seed=0):
+    """The training pairs of some files, of which the seed decides which are held out."""
+    files = [PairFile(path) for path in paths]
+    return PairSource(files, draw_held_out_pairs(files, seed))
+
+
 def test_what_is_drawn_is_left_out_of_training_wherever_it_stands(tmp_path):
     rows = [(str(i % 50), str(i)) for i in range(200)]
-    files = [write(tmp_path / "1.tsv", rows[:90]), write(tmp_path / "2.tsv", rows[90:])]
-    pairs = Pairs(files, None, (None, None), 0)
-    pairs.hold_out()
-    aside = {pair.source for pair in pairs.held_out}
-    assert len(aside) == 2 and len(pairs.held_out) == 8
+    source = source_of([write(tmp_path / "1.tsv", rows[:90]), write(tmp_path / "2.tsv", rows[90:])])
+    held_out = {pair.source for pair in source.held_out}
+    assert len(held_out) == 2 and len(source.held_out) == 8
     everything = [Pair(*row) for row in rows]
-    assert pairs.held_out == [pair for pair in everything if pair.source in aside]
-    assert list(pairs) == list(pairs) == [pair for pair in everything if pair.source not in aside]
-    assert (pairs.kept, pairs.left_out) == (192, 8)
+    assert source.held_out == [pair for pair in everything if pair.source in held_out]
+    assert list(source) == list(source) == [pair for pair in everything if pair.source not in held_out]
 
 
-def test_training_leaves_out_what_the_held_out_file_asks(tmp_path, capsys):
-    one, two = write(tmp_path / "1.tsv", ["ax", "by"]), write(tmp_path / "2.tsv", ["cz", "aw"])
-    pairs = Pairs([one, two], write(tmp_path / "held_out.tsv", ["av", "qv"]), (None, None), 0)
-    pairs.hold_out()
-    assert list(pairs) == [Pair("b", "y"), Pair("c", "z")]
-    assert pairs.held_out == [Pair("a", "v"), Pair("q", "v")]
-    pairs.warn()
-    assert "left 2 pairs out of training" in capsys.readouterr().err
-    with pytest.raises(InputError, match="nothing is left to train on"):
-        list(Pairs([one], one, (None, None), 0))
+def test_training_leaves_out_what_is_held_out(tmp_path):
+    files = [PairFile(write(tmp_path / "1.tsv", ["ax", "by"])), PairFile(write(tmp_path / "2.tsv", ["cz", "aw"]))]
+    assert list(PairSource(files, [Pair("a", "v"), Pair("q", "v")])) == [Pair("b", "y"), Pair("c", "z")]
+    with pytest.raises(InputError, match="nothing is left to train on") as error:
+        list(PairSource(files[:1], [Pair("a", "v"), Pair("b", "v")]))
+    assert error.value.setting == "held_out"
+
+
+def test_sources_that_differ_in_spaces_alone_are_held_out_together(tmp_path):
+    path = tmp_path / "pairs.tsv"
+    rows = [f"how{' ' * (1 + i % 3)}are you {i // 3}\tfine {i}\n" for i in range(60)]
+    path.write_text("".join(rows), encoding="utf-8")
+    for seed in range(5):
+        source = source_of([path], seed)
+        held_out, rest = ({" ".join(pair.source.split()) for pair in part} for part in (source.held_out, source))
+        assert len(held_out) == 1 and len(source.held_out) == 3 and not held_out & rest
+
+
+def test_few_distinct_sources_hold_out_no_half_of_a_corpus(tmp_path, capsys):
+    path = write(tmp_path / "pairs.tsv", [("np"[i % 2], f"review {i}") for i in range(50_000)])
+    source = source_of([path])
+    n_pairs = sum(1 for _ in source)
+    assert len(source.held_out) == 10_000 and n_pairs == 25_000
+    metadata = Metadata(source.held_out, [file.layout for file in source.files], n_pairs)
+    warn_of_pairs(TrainConfig(pairs=(path,)), metadata, n_pairs, 0)
+    assert "few sources are distinct: 25000 of 50000 pairs" in capsys.readouterr().err
 
 
 def test_a_vocabulary_is_learnt_from_an_evenly_spread_part_of_many_pairs(tmp_path, monkeypatch):
-    pairs = Pairs([write(tmp_path / "1.tsv", [(f"{i:02}", f"{i:02}") for i in range(100)])], None, (None, None), 0)
+    path = write(tmp_path / "1.tsv", [(f"{i:02}", f"{i:02}") for i in range(100)])
+    source = PairSource([PairFile(path)], [])
     for most, step in ((600, 1), (599, 2), (80, 8)):
-        monkeypatch.setattr("reading.SAMPLE", most)
+        monkeypatch.setattr("seq2seq.pairs.SAMPLE_BYTES", most)
         expected = [f"{i:02}" for i in range(0, 100, step) for _ in "st"]
-        assert list(pairs.sample("learning")) == expected
+        assert list(source.sample("learning")) == expected
 
 
-def test_the_recipe_follows_content_and_columns_and_nothing_else(tmp_path):
-    files = [write(tmp_path / "1.tsv", ["ax", "by"]), write(tmp_path / "2.tsv", ["cz", "aw"])]
+def test_the_cache_key_follows_content_and_settings_and_nothing_else(tmp_path, monkeypatch):
+    paths = write(tmp_path / "1.tsv", ["ax", "by"]), write(tmp_path / "2.tsv", ["cz", "aw"])
 
-    def recipe(files=files, held_out=None, columns=(None, None), seed=0):
-        return Pairs(files, held_out, columns, seed).recipe
+    def key(paths=paths, **settings):
+        return cache_key(TrainConfig(pairs=tuple(paths), **settings), [PairFile(path) for path in paths], None)
 
-    first = recipe()
-    os.utime(files[0], (1, 1))
-    assert recipe() == recipe([write(tmp_path / "copy.tsv", ["ax", "by"]), files[1]]) == first
-    assert recipe(held_out=files[0], seed=1) == recipe(held_out=files[0])
-    others = [recipe(seed=1), recipe(files[::-1]), recipe(held_out=files[0]), recipe(columns=("2", "1"))]
-    write(files[0], ["ax", "bz"])
-    assert all(other != first for other in [*others, recipe()])
+    first = key()
+    os.utime(paths[0], (1, 1))
+    assert key() == key([write(tmp_path / "copy.tsv", ["ax", "by"]), paths[1]]) == first
+    assert key(learning_rate=0.1, output=tmp_path) == first
+    assert key(held_out=paths[0], seed=1) == key(held_out=paths[0])
+    others = [key(seed=1), key(paths[::-1]), key(held_out=paths[0]), key(source_column="2", target_column="1")]
+    others += [key(tokenizer="bpe"), key(vocab_size=20), key(max_length=20)]
+    monkeypatch.setattr("seq2seq.dataset.SPLITTING", 99)  # a version that would hold out other pairs
+    others.append(key())
+    monkeypatch.undo()
+    write(paths[0], ["ax", "bz"])
+    assert all(other != first for other in [*others, key()])
 
 
 def test_a_pipe_is_refused_by_name(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(InputError, match="pipe: can be read but once"):
+    with pytest.raises(InputError, match="pipe: can be read only once"):
         PairFile(tmp_path / "pipe")
 
 
@@ -343,98 +371,65 @@ def test_an_output_is_one_line_whatever_tokens_it_has(bpe):
     assert to_text(bpe, ids) == "a b c d"
 
 
-def test_sources_that_differ_in_spaces_alone_are_held_out_together(tmp_path):
-    path = tmp_path / "pairs.tsv"
-    lines = [f"how{' ' * (1 + i % 3)}are you {i // 3}\tfine {i}\n" for i in range(60)]
-    path.write_text("".join(lines), encoding="utf-8")
-    for seed in range(5):
-        pairs = Pairs([path], None, (None, None), seed)
-        pairs.hold_out()
-        aside, rest = ({" ".join(pair.source.split()) for pair in part} for part in (pairs.held_out, pairs))
-        assert len(aside) == 1 and len(pairs.held_out) == 3 and not aside & rest
-
-
 def test_a_chunk_ends_at_so_many_pairs_or_characters(monkeypatch):
-    monkeypatch.setattr("reading.CHUNK", 3)
-    monkeypatch.setattr("reading.CHARACTERS", 10)
-    lengths = [1, 1, 1, 1, 20, 4, 7, 1]
-    pairs = [Pair("s" * (n // 2), "t" * (n - n // 2)) for n in lengths]
-    assert list(map(len, chunks(pairs))) == [3, 2, 2, 1]
-    assert [pair for chunk in chunks(pairs) for pair in chunk] == pairs and list(chunks([])) == []
-
-
-def test_few_distinct_sources_hold_out_no_half_of_a_corpus(tmp_path, capsys):
-    path = tmp_path / "pairs.tsv"
-    path.write_text("".join(f"{'np'[i % 2]}\treview {i}\n" for i in range(50_000)), encoding="utf-8")
-    pairs = Pairs([path], None, (None, None), 0)
-    pairs.hold_out()
-    assert len(pairs.held_out) == 10_000 and sum(1 for _ in pairs) == 25_000
-    pairs.warn()
-    assert "few sources are distinct: 25000 of 50000 pairs" in capsys.readouterr().err
+    monkeypatch.setattr(lines, "CHUNK_ITEMS", 3)
+    monkeypatch.setattr(lines, "CHUNK_CHARACTERS", 10)
+    texts = ["x" * n for n in (1, 1, 1, 1, 20, 4, 7, 1)]
+    assert list(map(len, chunks(texts))) == [3, 2, 2, 1]
+    assert [text for chunk in chunks(texts) for text in chunk] == texts and list(chunks([])) == []
 
 
 # -------------------------------------------------------------------------------------------- batches
 
 
-def corpus_of(tokenizer, pairs, max_length=100):
-    return PairCorpus.of([Pair(source, target) for source, target in pairs], tokenizer, max_length)
+def dataset_of(tokenizer, pairs, max_length=100):
+    return PairDataset.in_memory([Pair(source, target) for source, target in pairs], tokenizer, max_length)
 
 
 def varied(tokenizer, n, seed=0):
     rng = np.random.default_rng(seed)
-    return corpus_of(tokenizer, [("cook " * rng.integers(1, 30), "the " * rng.integers(1, 30)) for _ in range(n)])
-
-
-def test_a_batch_holds_shifted_targets_and_labels(tokenizer):
-    corpus = corpus_of(tokenizer, [("The cook eats", "The child"), ("The", "Rome is the capital")])
-    batch, pad = corpus.batch(np.array([1, 0])), tokenizer.token_to_id(PAD)
-    ids = {text: tokenizer.encode(text).ids for text in ("The cook eats", "The child", "The", "Rome is the capital")}
-    long, short = ids["Rome is the capital"], ids["The child"]
-    assert batch.source.tolist() == [[*ids["The"], pad, pad], ids["The cook eats"]]
-    assert batch.labels.tolist() == [long, [*short, IGNORE, IGNORE]]
-    assert batch.target.tolist() == [[pad, *long[:-1]], [pad, *short, pad]]
-    assert batch.source.dtype == batch.target.dtype == batch.labels.dtype == torch.int64
+    return dataset_of(tokenizer, [("cook " * rng.integers(1, 30), "the " * rng.integers(1, 30)) for _ in range(n)])
 
 
 @few
 @given(st.integers(1, 60), st.integers(2, 200), st.integers(0, 3))
-def test_a_plan_takes_every_pair_once_within_the_budget(tokenizer, n, batch_tokens, seed):
-    corpus = varied(tokenizer, n, seed)
-    plan = corpus.plan(batch_tokens, seed)
-    assert sorted(np.concatenate(plan).tolist()) == list(range(n))
-    for rows in plan:
-        batch = corpus.batch(rows)
+def test_an_epoch_takes_every_pair_once_within_the_budget(tokenizer, n, batch_tokens, seed):
+    data = varied(tokenizer, n, seed)
+    batches = data.batches(batch_tokens, seed)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(n))
+    for rows in batches:
+        batch = data.batch(rows)
         assert len(rows) == 1 or len(rows) * max(batch.source.size(1), batch.target.size(1)) <= batch_tokens
         for row, label, i in zip(batch.source, batch.labels, rows, strict=True):
-            assert int((row != corpus.pad_id).sum()) == corpus.source.lengths[i]
-            assert int((label != IGNORE).sum()) == corpus.target.lengths[i]
+            assert int((row != data.pad_id).sum()) == data.source.lengths[i]
+            assert int((label != IGNORE).sum()) == data.target.lengths[i]
 
 
-def test_a_plan_follows_its_seed(tokenizer):
-    corpus = varied(tokenizer, 200)
-    plans = [[rows.tolist() for rows in corpus.plan(100, [0, e])] for e in (0, 0, 1)]
-    assert plans[0] == plans[1] != plans[2]
-    assert sorted(map(len, plans[0])) != len(plans[0]) * [1]
+def test_the_batches_follow_their_seed(tokenizer):
+    data = varied(tokenizer, 200)
+    epochs = [[rows.tolist() for rows in data.batches(100, [0, e])] for e in (0, 0, 1)]
+    assert epochs[0] == epochs[1] != epochs[2]
+    assert sorted(map(len, epochs[0])) != len(epochs[0]) * [1]
 
 
 def test_batches_of_like_lengths_hold_little_padding(tokenizer):
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 30, 1000)
-    corpus = corpus_of(tokenizer, [("cook " * n, "the " * n) for n in lengths.tolist()])
-    batches = [corpus.batch(rows) for rows in corpus.plan(500, 0)]
+    data = dataset_of(tokenizer, [("cook " * n, "the " * n) for n in lengths.tolist()])
+    batches = [data.batch(rows) for rows in data.batches(500, 0)]
     cells = sum(batch.labels.numel() for batch in batches)
     assert sum(int((batch.labels == IGNORE).sum()) for batch in batches) < 0.05 * cells
 
 
 def test_batches_come_in_no_order_of_length(tokenizer):
-    corpus = varied(tokenizer, 300)
-    longest = [int(corpus.target.lengths[rows].max()) for rows in corpus.plan(60, 0)]
+    data = varied(tokenizer, 300)
+    longest = [int(data.target.lengths[rows].max()) for rows in data.batches(60, 0)]
     assert longest != sorted(longest) and longest != sorted(longest, reverse=True)
 
 
 def test_pairs_too_long_on_either_side_are_left_out(tokenizer):
     pairs = [("the cook", "cake"), ("the cook eats", "cake"), ("cake", "the cook eats")]
-    corpus = corpus_of(tokenizer, pairs, max_length=3)
-    assert len(corpus) == 1
+    data = dataset_of(tokenizer, pairs, max_length=3)
+    assert len(data) == 1
     with pytest.raises(InputError, match="at most 2 tokens"):
-        corpus_of(tokenizer, pairs, max_length=2)
+        dataset_of(tokenizer, pairs, max_length=2)
