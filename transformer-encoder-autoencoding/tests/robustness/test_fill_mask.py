@@ -1,0 +1,198 @@
+"""fill_mask.py and MaskFiller: sentences as arguments, lines, what a person types, or Python strings; answers as text
+and JSON. That the answers are right is tested in tests/model/test_filling.py."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mlm import MaskFiller, filler
+from mlm.common.errors import InputError
+from mlm.tokenizer import MASK, SPECIAL_TOKENS
+
+
+@pytest.fixture(scope="module")
+def loaded(trained):
+    """The trained model."""
+    return MaskFiller.load(trained / "model", "cpu")
+
+
+@pytest.fixture
+def fill(script, trained):
+    """fill(*flags) runs fill_mask.py on the trained model -> exit status, stdout, stderr."""
+    return lambda *flags, **options: script("fill_mask", "--model", trained / "model", *flags, **options)
+
+
+# ---- the script
+
+
+def test_json_has_the_promised_fields_and_the_answers_of_mask_filler(fill, loaded):
+    """An object a line: for filled sentences the input, the sentence with the likeliest words, and the candidates."""
+    sentences = [f"our {MASK} drives a {MASK} car", f"the {MASK}"]
+    status, out, stderr = fill("--json", "--top-k", 3, *sentences)
+    assert (status, stderr) == (0, "")
+    results = [json.loads(line) for line in out.splitlines()]
+    assert [result["input"] for result in results] == sentences
+    assert all(set(result) == {"input", "filled", "masks"} for result in results)
+    assert [result["masks"] for result in results] == loaded(sentences, top_k=3)
+    first, second = (mask[0]["token"] for mask in results[0]["masks"])
+    assert results[0]["filled"] == f"our {first} drives a {second} car"
+    assert all(set(candidate) == {"token", "probability"} for mask in results[0]["masks"] for candidate in mask)
+
+
+def test_scores_as_json_are_those_of_mask_filler(fill, loaded):
+    sentences = ["the dog chases the cat", "the cat"]
+    status, out, stderr = fill("--score", "--json", *sentences)
+    assert (status, stderr) == (0, "")
+    results = [json.loads(line) for line in out.splitlines()]
+    assert results == loaded.score(sentences)
+    assert set(results[0]) == {"input", "pseudo_perplexity", "tokens"}
+    assert all(set(token) == {"token", "surprisal"} for token in results[0]["tokens"])
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 10**9])
+def test_top_k_is_the_number_of_words_shown(fill, loaded, top_k):
+    status, out, _ = fill("--top-k", top_k, "the cat [MASK] the [MASK] mouse")
+    assert status == 0
+    shown = min(top_k, loaded.model.config.vocab_size)
+    assert len(out.splitlines()) == 1 + 2 * (1 + shown)
+    assert "[MASK] 1" in out and "[MASK] 2" in out
+
+
+def test_a_person_reads_sentence_perplexity_and_words(fill):
+    _, out, _ = fill("--score", "the cat chases the small mouse")
+    lines = out.splitlines()
+    assert lines[0] == "the cat chases the small mouse" and "pseudo-perplexity" in lines[1]
+    assert [line.split()[-1] for line in lines[2:]] == lines[0].split()
+
+
+def test_standard_input_is_read_line_by_line(fill, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stdin = "\ufeffthe cat [MASK] the small mouse\r\n\nour [MASK] drives a blue car\n".encode()
+    status, out, stderr = fill("--top-k", 1, stdin=stdin)
+    assert (status, stderr) == (0, "")
+    filled = [line for line in out.splitlines() if not line.startswith(" ")]
+    assert filled == ["the cat chases the small mouse", "our doctor drives a blue car"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_lines_than_are_held_at_a_time(fill):
+    lines = [f"the cat {MASK} the small mouse", f"our {MASK} drives a blue car"] * 600
+    status, out, stderr = fill("--json", stdin="\n".join(lines).encode())
+    assert (status, stderr) == (0, "")
+    assert [json.loads(line)["input"] for line in out.splitlines()] == lines
+
+
+def test_unknown_words_of_the_whole_input_are_named_in_one_warning(fill, monkeypatch):
+    """However many times a word occurs, and however many sentences are answered at a time."""
+    monkeypatch.setattr(filler, "FILL_CHUNK", 2)
+    words = ["gnu", "zebra", "gnu", *(f"yak{'s' * i}" for i in range(60))]
+    status, out, stderr = fill("--json", stdin="\n".join(f"the {word} {MASK}" for word in words).encode())
+    assert status == 0 and len(out.splitlines()) == len(words)
+    sees = (
+        "fill_mask.py: warning: unknown to the model, which sees [UNK] for it: gnu, zebra, yak, yaks, yakss and 57 more"
+    )
+    assert stderr.splitlines() == [sees]
+
+
+def test_only_so_many_unknown_words_are_remembered(fill, monkeypatch):
+    """The memory that they take does not grow with the input, nor with the length of a word."""
+    monkeypatch.setattr(filler, "MAX_UNKNOWN", 3)
+    _, _, stderr = fill(stdin="\n".join(f"{'x' * 100 + str(i)} yak{i} {MASK}" for i in range(9)).encode())
+    assert stderr.count("\n") == 1 and f"for it: {'x' * 39}…, yak0, yak1" in stderr
+    assert len(stderr) < 200
+
+
+def test_an_unknown_word_is_shown_as_it_was_given(fill):
+    status, out, stderr = fill("the zebra [MASK] the zebra gnu")
+    assert status == 0 and "for it: zebra, gnu" in stderr
+    assert out.startswith("the zebra ") and out.splitlines()[0].endswith(" the zebra gnu")
+
+
+def test_at_a_prompt_a_mistake_is_shown_and_the_next_line_is_read(fill, monkeypatch):
+    typed = iter(["the cat", "the zebra [MASK]", "the cat [MASK] the small mouse", ""])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
+    status, out, stderr = fill("--top-k", 1, terminal=True)
+    assert status == 0
+    hint, mistake, unknown = stderr.splitlines()
+    assert "an empty line ends" in hint and "no [MASK] in 'the cat'" in mistake and unknown.endswith("zebra")
+    assert out.splitlines()[2] == "the cat chases the small mouse"
+
+
+def test_special_tokens_of_the_text_are_no_sentence_ends(fill):
+    """Someone who writes [SEP] gets an answer, not a crash."""
+    assert fill("--top-k", 1, " ".join(["the", *SPECIAL_TOKENS, "cat"]))[0] == 0
+
+
+def test_help_names_every_flag_and_an_example(script):
+    status, out, stderr = script("fill_mask", "--help")
+    assert (status, stderr) == (0, "")
+    assert "python3 fill_mask.py" in out
+    assert [flag for flag in ("--model", "--top-k", "--score", "--json", "--device") if flag not in out] == []
+
+
+def test_a_reader_that_goes_away_is_no_error(trained, folder, tmp_path):
+    """As in `fill_mask.py ... | head -1`."""
+    line = [sys.executable, str(folder / "fill_mask.py"), "--model", str(trained / "model"), "--top-k", "70"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*line, *["the [MASK] [MASK] [MASK]"] * 60],
+        env=environment,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.close()
+    with process:
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
+def test_starting_imports_only_what_is_used(trained, folder):
+    """PyTorch's compiler alone takes as long to import as PyTorch itself."""
+    flags = ["--model", trained / "model", "--device", "cpu", "Paris is the [MASK] of France"]
+    command = [sys.executable, "-X", "importtime", folder / "fill_mask.py", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert {"torch", "tokenizers"} <= imported
+    assert not imported & {"torch._dynamo", "sympy", "matplotlib", "transformers"}
+
+
+# ---- from Python
+
+
+def test_one_sentence_gives_its_masks_and_a_list_gives_a_list(loaded):
+    one, two = f"the {MASK}", f"a {MASK} eats the {MASK}"
+    assert [len(mask) for mask in loaded(one)] == [5]
+    assert [len(mask) for mask in loaded(two, top_k=2)] == [2, 2]
+    assert loaded([one, two]) == loaded(text for text in (one, two)) == [loaded(one), loaded(two)]
+    assert loaded([]) == []
+    assert loaded.score("the cat") == loaded.score(["the cat"])[0]
+
+
+def test_a_model_directory_is_named_by_a_path_or_a_string(trained, loaded):
+    assert MaskFiller.load(str(trained / "model"), device="cpu")(f"the {MASK}") == loaded(f"the {MASK}")
+    with pytest.raises(InputError, match=r"typo: no model here; run train_mlm\.py first, or name another directory$"):
+        MaskFiller.load("typo")
+
+
+@pytest.mark.parametrize(
+    ("sentences", "top_k", "reason"),
+    [
+        ("", 5, "^sentence 1: the sentence is empty; give one with words$"),
+        ([f"the {MASK}", "the cat"], 5, "^sentence 2: no .* in 'the cat'; write .* for the word to fill in"),
+        (f"the {MASK}", 0, "^top_k needs a whole number of at least 1, not 0$"),
+        (f"the {MASK}", 2.0, "^top_k needs a whole number .*, not 2.0$"),
+        (f"the{MASK}s {MASK}" + " cat" * 30, 5, "^sentence 1: the sentence has .* tokens, the model takes 24"),
+    ],
+)
+def test_bad_input_raises_input_error(loaded, sentences, top_k, reason):
+    with pytest.raises(InputError, match=reason):
+        loaded(sentences, top_k)
+
+
+def test_a_sentence_with_a_mask_has_no_score(loaded):
+    with pytest.raises(InputError, match=r"^sentence 2: contains \[MASK\], which is not a word to score; fill it"):
+        loaded.score(["the cat", f"the {MASK}"])

@@ -1,0 +1,95 @@
+"""visualize_attention.py: the maps that it draws are the model's, and it draws them of any sentence. The page that it
+writes with --html is tested in test_mlm_explorer.py, how maps are drawn in common/ is the same in both experiments."""
+
+import pytest
+import torch
+from matplotlib.image import imread
+
+from mlm import MaskFiller
+from mlm.common import plots
+from mlm.tokenizer import MASK
+
+
+@pytest.fixture
+def draw(script, trained, tmp_path):
+    """draw(*flags) draws with the trained model -> the heights and widths of the two pictures, in dots."""
+
+    def run(*flags):
+        output = tmp_path / "pictures"
+        status, out, stderr = script("visualize_attention", "--model", trained / "model", "--output", output, *flags)
+        assert status == 0, stderr
+        files = [output / "attention_heatmap.png", output / "attention_heads.png"]
+        assert out.split() == list(map(str, files)) and set(output.iterdir()) == set(files)
+        return [imread(file).shape[:2] for file in files]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["the cat [MASK] the small mouse"],
+        ["cat"],
+        ["--layer", 2, "--head", 1, "our [MASK] drives a [MASK] car"],
+        ["costs $5, $\\x$ and $_^{a}"],
+        ["the cat " * 11],
+    ],
+)
+def test_two_pictures_of_sensible_size(draw, flags):
+    """Whatever is in the sentence, up to the longest that the model takes."""
+    for height, width in draw(*flags):
+        assert 300 < width < 4000 and 300 < height < 4000
+
+
+def test_a_long_sentence_has_a_picture_that_fits_into_memory(tmp_path, monkeypatch):
+    """512 words, the longest sentence of most models, make a picture of at most 10,000 dots a side."""
+    drawn = []
+
+    def measure(self, path, dpi, **_):
+        drawn.append(self.get_size_inches() * dpi)
+        path.touch()
+
+    monkeypatch.setattr(plots.Figure, "savefig", measure)
+    plots.draw_map(torch.eye(512), ["word"] * 512, ["word"] * 512, "attending", "title", tmp_path / "map.png")
+    assert len(drawn) == 1 and drawn[0].max() <= 10_000
+
+
+def test_a_map_is_that_of_the_layer_and_head_asked_for(script, load_script, trained, tmp_path, monkeypatch):
+    """Without --layer or --head, it is the mean over all of them. The guess for a [MASK] stands beside its row."""
+    module, drawn = load_script("visualize_attention"), []
+    monkeypatch.setattr(module, "draw_map", lambda *args: drawn.append(args))
+    monkeypatch.setattr(module, "draw_heads", lambda *args: drawn.append(args))
+    sentence = "the cat [MASK] the small zebra"
+    filler = MaskFiller.load(trained / "model", "cpu")
+    with torch.no_grad():
+        ids = torch.tensor([filler.tokenizer.encode(sentence).ids])
+        weights = torch.stack(filler.model.encoder(ids, need_weights=True)[1])[:, 0]
+    wanted = {
+        (None, None): weights.mean((0, 1)),
+        (2, None): weights[1].mean(0),
+        (2, 1): weights[1, 0],
+        (None, 2): weights[:, 1].mean(0),
+    }
+    for (layer, head), expected in wanted.items():
+        flags = [*(["--layer", layer] if layer else []), *(["--head", head] if head else [])]
+        flags += ["--model", trained / "model", "--output", tmp_path]
+        assert script("visualize_attention", *flags, sentence)[0] == 0
+        chosen, rows, columns, label, title, _ = drawn[-2]
+        torch.testing.assert_close(chosen, expected)
+        assert rows == ["[CLS]", "the", "cat", f"{MASK} → chases", "the", "small", "[UNK]", "[SEP]"]
+        assert columns == ["[CLS]", "the", "cat", MASK, "the", "small", "[UNK]", "[SEP]"]
+        assert title.startswith(sentence) and ("layer 2" in title) == (layer == 2) and label == "attending"
+        torch.testing.assert_close(drawn[-1][0], weights)
+
+
+def test_entropy_is_in_bits():
+    weights = torch.stack([torch.eye(4), torch.full((4, 4), 0.25), torch.tensor([[0.5, 0.5, 0, 0]] * 4)])
+    torch.testing.assert_close(plots.entropy(weights), torch.tensor([0.0, 2.0, 1.0]))
+
+
+def test_help_names_every_flag_and_an_example(script):
+    status, out, stderr = script("visualize_attention", "--help")
+    assert (status, stderr) == (0, "")
+    assert "python3 visualize_attention.py" in out
+    flags = "--model", "--output", "--layer", "--head", "--html", "--device"
+    assert [flag for flag in flags if flag not in out] == []
