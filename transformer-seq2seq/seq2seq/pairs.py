@@ -156,9 +156,9 @@ def warn_of_skipped(path: Path, layout: Layout) -> None:
     """Say how many lines of a file are skipped."""
     lines = f"of {layout.n_lines} lines"
     if layout.n_odd:
-        warn(f"{path}: skipped {layout.n_odd} {lines}, as most lines have {layout.width} columns and these do not")
+        warn(f"{path}: skipped {layout.n_odd} {lines}: most lines have {layout.width} columns, these do not")
     if layout.n_empty:
-        warn(f"{path}: skipped {layout.n_empty} {lines}, as their source or target is empty")
+        warn(f"{path}: skipped {layout.n_empty} {lines}: their source or target is empty")
 
 
 def read_pairs(path: Path, source_column: str | None = None, target_column: str | None = None) -> list[Pair]:

@@ -100,8 +100,8 @@ def test_lines_with_other_columns_and_empty_sides_are_counted(tmp_path, capsys):
     content = "a\tb\nc\td\nonly\ne\tf\nx\ty\tz\n \tg\nh\t\ni\tj\n"
     assert read(tmp_path, content) == [("a", "b"), ("c", "d"), ("e", "f"), ("i", "j")]
     odd, empty = capsys.readouterr().err.splitlines()
-    assert "pairs.tsv: skipped 2 of 8 lines, as most lines have 2 columns and these do not" in odd
-    assert "pairs.tsv: skipped 2 of 8 lines, as their source or target is empty" in empty
+    assert "pairs.tsv: skipped 2 of 8 lines: most lines have 2 columns, these do not" in odd
+    assert "pairs.tsv: skipped 2 of 8 lines: their source or target is empty" in empty
 
 
 def test_clean_files_give_no_warning(tmp_path, capsys):
@@ -149,6 +149,21 @@ def test_a_header_wider_than_the_lines_ends_without_a_traceback(tmp_path, conten
 def test_files_without_pairs_are_refused(tmp_path, content, columns, reason):
     with pytest.raises(InputError, match=f"pairs.tsv: {reason}"):
         read(tmp_path, content, *columns)
+
+
+@few
+@given(st.lists(st.text("ab\t ", max_size=6), min_size=1, max_size=12), st.sampled_from([None, "1", "2", "a"]))
+def test_the_pairs_counted_in_a_file_are_those_read_from_it(tmp_path_factory, content, column):
+    path = tmp_path_factory.mktemp("some") / "pairs.tsv"
+    path.write_text("\n".join(content), encoding="utf-8")
+    try:
+        file = PairFile(path, source_column=column)
+        layout = file.layout
+    except InputError:
+        return
+    pairs = list(file)
+    assert len(pairs) == layout.n_pairs > 0 and all(pair.source and pair.target for pair in pairs)
+    assert layout.n_lines == sum(bool(line.strip()) for line in content) - layout.header
 
 
 # ------------------------------------------------------------------------------------------- held out

@@ -17,22 +17,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import train
-from seq2seq.common import token_store as store
-from seq2seq.common.batching import Plan
-from seq2seq.common.distributed import Team
+from seq2seq import dataset
+from seq2seq.common import batching, lines, token_store
+from seq2seq.common.batching import BatchSampler
+from seq2seq.common.distributed import DistributedContext
 from seq2seq.common.errors import InputError
-from seq2seq.common.token_store import Sequences, Store, Writer, gathered, mapped
-from seq2seq.dataset import PairCorpus, tokenize
-from seq2seq.metrics import MOST_COMPARED
-from seq2seq.pairs import Pairs
-from seq2seq.tokenizer import IGNORE
+from seq2seq.common.token_store import Sequences, SequenceWriter, TokenStore, concatenate, open_sequences
+from seq2seq.dataset import Metadata, PairDataset, fill_store
+from seq2seq.loss import IGNORE
+from seq2seq.metrics import MAX_COMPARED
+from seq2seq.pairs import Layout, PairFile, PairSource, read_pairs
 
 FOLDER = Path(train.__file__).parent
 CPU = torch.device("cpu")
 properties = settings(deadline=None, max_examples=60, derandomize=True, database=None)
 
 
-# ---- plans
+# ---- batches
 
 
 def sequences(lengths):
@@ -41,7 +42,7 @@ def sequences(lengths):
 
 
 def greedy(sides, batch_tokens, rng):
-    """The plan of a corpus that is planned as a whole, sequence by sequence."""
+    """The batches of a corpus that is planned as a whole, sequence by sequence."""
     order = rng.permutation(len(sides[0]))
     order = order[np.lexsort([side.lengths[order] for side in sides])].tolist()
     batches, width = [[order[0]]], max(side.lengths[order[0]] for side in sides)
@@ -62,24 +63,24 @@ LENGTHS = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1
 @given(LENGTHS, st.integers(1, 150), st.integers(0, 1000))
 def test_a_corpus_of_one_block_is_planned_as_a_whole(lengths, batch_tokens, seed):
     for sides in ([sequences(side) for side in zip(*lengths, strict=True)], [sequences(lengths[0])]):
-        plan = Plan(sides, batch_tokens, [seed, 3])
+        plan = BatchSampler(sides, batch_tokens, [seed, 3])
         assert [batch.tolist() for batch in plan] == greedy(sides, batch_tokens, np.random.default_rng([seed, 3]))
 
 
 @properties
 @given(LENGTHS, st.integers(1, 150), st.integers(0, 1000), st.integers(1, 4), st.integers(1, 5))
-def test_a_plan_in_blocks_takes_all_once_and_is_the_same_from_any_position(lengths, batch_tokens, seed, chunk, chunks):
+def test_batches_in_blocks_take_all_once_and_is_the_same_from_any_position(lengths, batch_tokens, seed, chunk, chunks):
     sides = [sequences(side) for side in zip(*lengths, strict=True)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "CHUNK", chunk)
-        patch.setattr(store, "BLOCK", chunk * chunks)
-        plan = [batch.tolist() for batch in Plan(sides, batch_tokens, [seed, 0])]
+        patch.setattr(batching, "CHUNK", chunk)
+        patch.setattr(batching, "BLOCK", chunk * chunks)
+        plan = [batch.tolist() for batch in BatchSampler(sides, batch_tokens, [seed, 0])]
         assert sorted(i for batch in plan for i in batch) == list(range(len(lengths)))
         for batch in plan:
             widths = [max(lengths[i]) for i in batch]
             assert len(batch) * max(widths) <= batch_tokens or len(batch) == 1
-        again = Plan(sides, batch_tokens, [seed, 0])
-        assert len(again) == len(plan) == len(Plan(sides, batch_tokens, [seed, 1]))
+        again = BatchSampler(sides, batch_tokens, [seed, 0])
+        assert len(again) == len(plan) == len(BatchSampler(sides, batch_tokens, [seed, 1]))
         for position in random.Random(seed).sample(range(len(plan)), len(plan)):
             assert again[position].tolist() == plan[position]
         with pytest.raises(IndexError):
@@ -87,12 +88,12 @@ def test_a_plan_in_blocks_takes_all_once_and_is_the_same_from_any_position(lengt
 
 
 def test_blocks_have_something_of_the_whole_corpus_and_come_in_another_order_every_epoch(monkeypatch):
-    monkeypatch.setattr(store, "CHUNK", 4)
-    monkeypatch.setattr(store, "BLOCK", 64)
+    monkeypatch.setattr(batching, "CHUNK", 4)
+    monkeypatch.setattr(batching, "BLOCK", 64)
     sides = [sequences([5] * 640)]
     orders = []
     for epoch in range(3):
-        plan = Plan(sides, 5 * 16, [0, epoch])
+        plan = BatchSampler(sides, 5 * 16, [0, epoch])
         blocks = [np.concatenate([plan[4 * place + i] for i in range(4)]) for place in range(10)]
         orders.append([int(block.min()) for block in blocks])
         for block in blocks:
@@ -117,41 +118,40 @@ def files(tmp_path, write_pairs, training, held_out):
 
 
 def filled(files, tokenizer, folder, max_length=16):
-    pairs = Pairs([files[0]], files[1], (None, None), 0)
-    tokens = Store(folder / "tokens", pairs.recipe)
-    tokenize(pairs, tokenizer, max_length, tokens)
-    return pairs, tokens
+    source = PairSource([PairFile(files[0])], read_pairs(files[1]))
+    tokens = TokenStore(folder / "tokens", {"made of": "these"})
+    return source, tokens, fill_store(tokens, source, [], tokenizer, max_length)
 
 
 def same_batches(one, other):
-    for mine, others in zip(one.plan(100, 5), other.plan(100, 5), strict=True):
+    for mine, others in zip(one.batches(100, 5), other.batches(100, 5), strict=True):
         a, b = one.batch(mine), other.batch(others)
         assert all(torch.equal(x, y) for x, y in zip(vars(a).values(), vars(b).values(), strict=True))
 
 
 def test_what_is_read_from_disk_is_what_is_made_in_memory(files, tokenizer, tmp_path):
-    pairs, tokens = filled(files, tokenizer, tmp_path)
-    on_disk, in_memory = PairCorpus.open(tokens, tokenizer), PairCorpus.of(pairs, tokenizer, 16)
+    source, tokens, metadata = filled(files, tokenizer, tmp_path)
+    on_disk, in_memory = PairDataset.on_disk(tokens, tokenizer), PairDataset.in_memory(source, tokenizer, 16)
     assert on_disk.source.ids.dtype == np.uint16 and len(on_disk.source.maps) == 3
     assert not in_memory.source.maps and 100 < len(on_disk) == len(in_memory) < 300
     same_batches(on_disk, in_memory)
     on_disk.source.release()
     same_batches(on_disk, in_memory)
     assert on_disk.batch(np.array([0])).labels[0, -1] == 0 != IGNORE
-    notes = {"held_out": [], "pairs": 300, "left_out": 3, "skipped": [[1, 1, 305, 3]]}
-    assert tokens.read() == notes
+    layout = Layout(width=3, source=0, target=1, kind=2, header=True, n_lines=305, n_odd=1, n_empty=1)
+    assert Metadata.from_dict(tokens.read()) == metadata == Metadata([], [layout], 300)
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(2**16, np.uint16), (2**16 + 1, np.int32)])
 def test_ids_of_any_vocabulary_are_written(tmp_path, vocab_size, dtype):
     pieces = [(np.array([0, vocab_size - 1, 5]), np.array([1, 2])), (np.array([7]), np.array([1]))]
-    with Writer(tmp_path, "some", vocab_size) as writer:
+    with SequenceWriter(tmp_path, "some", vocab_size) as writer:
         for ids, lengths in pieces:
             writer.append(ids, lengths)
     assert len(writer) == 3
-    for written, wanted in zip(mapped(tmp_path, "some"), gathered(pieces), strict=True):
+    for written, wanted in zip(open_sequences(tmp_path, "some"), concatenate(pieces), strict=True):
         assert written.tolist() == wanted.tolist()
-    assert mapped(tmp_path, "some")[0].dtype == dtype
+    assert open_sequences(tmp_path, "some")[0].dtype == dtype
 
 
 # ---- whole or not at all
@@ -166,14 +166,14 @@ def failing(monkeypatch):
     """failing(error) lets the writing of token ids fail midway."""
 
     def fail(error):
-        append = store.Column.append
+        append = token_store.GrowingColumn.append
 
         def half(column, values):
             append(column, values[: len(values) // 2])
             if len(values) > 1:
                 raise error
 
-        monkeypatch.setattr(store.Column, "append", half)
+        monkeypatch.setattr(token_store.GrowingColumn, "append", half)
 
     return fail
 
@@ -201,19 +201,20 @@ def test_a_full_disk_is_one_line(files, script, sizes, tmp_path, failing):
     before = contents(tmp_path)
     status, out, err = script("train", "--pairs", files[0], "--output", tmp_path / "out", *sizes)
     assert (status, out) == (2, "") and err.count("\n") == 1
-    assert f"{tmp_path / 'out' / 'tokens'}: No space left on device; make room" in err
+    assert f"{tmp_path / 'out' / 'tokens'}: No space left on device; free some space" in err
     assert contents(tmp_path) == before
 
 
 KILLED = """
-import os, sys, train, store
-append = store.Column.append
+import os, train
+from seq2seq.common.token_store import GrowingColumn
+append = GrowingColumn.append
 def half(column, values):
     append(column, values)
     if column.length > 1000:
         os.kill(os.getpid(), 9)
-store.Column.append = half
-train.run(train.main)
+GrowingColumn.append = half
+train.run_script(train.main)
 """
 
 
@@ -241,41 +242,36 @@ def test_a_folder_of_the_users_own_is_left_alone(files, script, sizes, tmp_path)
 
 @pytest.fixture
 def prepare(files, sizes, tmp_path, monkeypatch):
-    """prepare(*flags) -> the Run that train.py begins, and whether it had to tokenize."""
+    """prepare(*flags) -> the trainer that train.py begins with, and what it had to make of the pairs."""
 
     def begin(*flags):
         line = ["--pairs", files[0], "--output", tmp_path / "out", *sizes, *flags]
-        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, line)])
+        config, _ = train.parse_args(list(map(str, line)))
         calls = []
         with monkeypatch.context() as patch:
-            for name in ("tokenize", "train_tokenizer"):
-                old = getattr(train, name)
-                patch.setattr(train, name, lambda *a, name=name, old=old: calls.append(name) or old(*a))
-            run, tokenizer = train.prepare(train.parse_args(), Team(CPU))
-        return run, tokenizer, calls
+            for name in ("draw_held_out_pairs", "train_tokenizer", "fill_store"):
+                old = getattr(dataset, name)
+                patch.setattr(dataset, name, lambda *a, name=name, old=old: calls.append(name) or old(*a))
+            trainer = train.build_trainer(config, DistributedContext(CPU))
+        return trainer, calls
 
     return begin
 
 
-def made_from(run):
-    """Of what may not change when a run is resumed, what its token ids depend on."""
-    return [run.identity[name] for name in ("files", "held_out", "vocabulary", "max_length")]
+EVERYTHING = ["draw_held_out_pairs", "train_tokenizer", "fill_store"]
 
 
 def test_unchanged_pairs_are_used_again_and_warned_about_again(prepare, files, capsys):
-    first, tokenizer, calls = prepare()
-    shown = [capsys.readouterr().err]
-    assert calls == ["train_tokenizer", "tokenize"]
+    first, calls = prepare()
+    warnings = capsys.readouterr().err.splitlines()
+    assert calls == EVERYTHING
     os.utime(files[0], (1, 1))
-    again, same, calls = prepare("--learning-rate", 0.1, "--d-ff", 32)
-    shown.append(capsys.readouterr().err)
-    assert calls == [] and same.to_str() == tokenizer.to_str()
-    assert again.pairs.held_out == first.pairs.held_out and len(first.pairs.held_out) > 10
-    assert (again.pairs.kept, again.pairs.left_out) == (first.pairs.kept, first.pairs.left_out)
-    first_warnings, warnings = (err.splitlines() for err in (shown[0], shown[1]))
-    assert len(warnings) == 3 and warnings == first_warnings  # odd, empty, too long
-    assert made_from(again) == made_from(first)
-    same_batches(again.corpus, first.corpus)
+    again, calls = prepare("--learning-rate", 0.1, "--d-ff", 32)
+    assert calls == [] and again.data.tokenizer.to_str() == first.data.tokenizer.to_str()
+    assert again.data.source.held_out == first.data.source.held_out and len(first.data.source.held_out) > 10
+    assert len(warnings) == 3 and warnings == capsys.readouterr().err.splitlines()  # odd, empty, too long
+    assert again.data.cache_key == first.data.cache_key
+    same_batches(again.data.train, first.data.train)
 
 
 @pytest.mark.parametrize(
@@ -284,12 +280,12 @@ def test_unchanged_pairs_are_used_again_and_warned_about_again(prepare, files, c
     ids=lambda flags: flags[0],
 )
 def test_another_way_of_tokenizing_makes_other_tokens(prepare, files, flags):
-    first = prepare()[0]
+    first, _ = prepare()
     flags = [*flags, files[1]] if flags == ["--held-out"] else flags
-    other, _, calls = prepare(*flags)
-    assert calls == ["train_tokenizer", "tokenize"]
-    assert made_from(other) != made_from(first)
-    assert prepare(*flags)[2] == []
+    other, calls = prepare(*flags)
+    assert calls == (EVERYTHING[1:] if "--held-out" in flags else EVERYTHING)
+    assert other.data.cache_key != first.data.cache_key
+    assert prepare(*flags)[1] == []
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -297,14 +293,14 @@ def test_other_pairs_make_other_tokens(prepare, files, which):
     held_out = ["--held-out", files[1]]
     prepare(*held_out)
     files[which].write_text(files[which].read_text() + "another\tpair\t\n")
-    assert prepare(*held_out)[2] == ["train_tokenizer", "tokenize"]
+    assert prepare(*held_out)[1] == EVERYTHING[1:]
 
 
 def test_pairs_that_are_not_the_resumed_runs_leave_its_tokens(prepare, files, tmp_path):
-    run = prepare()[0]
-    run.progress.nll_tokens = 1
-    run.evaluate()
-    run.save()
+    trainer, _ = prepare()
+    trainer.progress.nll_tokens = 1
+    trainer.evaluate()
+    trainer.save()
     before = contents(tmp_path / "out")
     files[0].write_text("another\tpair\nand one\tmore\n")
     with pytest.raises(InputError, match="belongs to a run with files"):
@@ -312,43 +308,43 @@ def test_pairs_that_are_not_the_resumed_runs_leave_its_tokens(prepare, files, tm
     assert contents(tmp_path / "out") == before
 
 
-def test_what_is_damaged_is_made_anew(prepare, tmp_path):
+def test_what_is_damaged_is_made_again(prepare, tmp_path):
     prepare()
     tokens = tmp_path / "out" / "tokens"
     for content in ("", "[1]", '{"digest": 1}', '{"bytes": 1}', "\xff"):
         (tokens / "meta.json").write_text(content, encoding="latin-1")
-        assert prepare()[2] == ["train_tokenizer", "tokenize"]
+        assert prepare()[1] == EVERYTHING
     for file in ("source.ids.npy", "tokenizer.json"):
         content = (tokens / file).read_bytes()
         (tokens / file).write_bytes(content[: len(content) // 2])
-        assert prepare()[2] == ["train_tokenizer", "tokenize"]
+        assert prepare()[1] == EVERYTHING
         (tokens / file).unlink()
-        assert prepare()[2] == ["train_tokenizer", "tokenize"]
+        assert prepare()[1] == EVERYTHING
         content = bytearray((tokens / file).read_bytes())
         content[-1] ^= 1
         (tokens / file).write_bytes(content)
-        assert prepare()[2] == ["train_tokenizer", "tokenize"]
+        assert prepare()[1] == EVERYTHING
 
 
 def test_a_run_in_blocks_is_resumed_exactly(prepare, monkeypatch):
-    monkeypatch.setattr(store, "CHUNK", 8)
-    monkeypatch.setattr(store, "BLOCK", 64)
+    monkeypatch.setattr(batching, "CHUNK", 8)
+    monkeypatch.setattr(batching, "BLOCK", 64)
 
     def go(*flags, steps):
-        run = prepare("--max-steps", 40, *flags)[0]
+        trainer, _ = prepare("--max-steps", 40, *flags)
 
         class Within:
             @property
-            def asked(self):
-                return run.progress.step + 1 >= steps  # in the last of them
+            def requested(self):
+                return trainer.progress.step + 1 >= steps  # in the last of them
 
-        run.train(Within())
-        return run
+        trainer.train(Within())
+        return trainer
 
     whole = go(steps=40)
     go(steps=11)
     resumed = go("--resume", steps=40)
-    assert resumed.plan(0).n_blocks >= 3 and resumed.progress.step == whole.progress.step == 40
+    assert resumed.batches(0).n_blocks >= 3 and resumed.progress.step == whole.progress.step == 40
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], tensor)
 
@@ -358,21 +354,21 @@ def test_a_run_in_blocks_is_resumed_exactly(prepare, monkeypatch):
 
 def test_what_is_held_of_the_pairs_does_not_grow_with_them(prepare, tmp_path, monkeypatch):
     """The peak of what Python and NumPy hold, from reading to the third step, after one run to warm up."""
-    monkeypatch.setattr(store, "CHUNK", 16)
-    monkeypatch.setattr(store, "BLOCK", 256)
-    monkeypatch.setattr("reading.CHUNK", 100)
+    monkeypatch.setattr(batching, "CHUNK", 16)
+    monkeypatch.setattr(batching, "BLOCK", 256)
+    monkeypatch.setattr(lines, "CHUNK_ITEMS", 100)
     pairs, held_out, peaks = tmp_path / "many.tsv", tmp_path / "held_out.tsv", []
     held_out.write_text("the cat sees no bird\tno bird is seen\n", encoding="utf-8")
-    for lines in (1_000, 1_000, 40_000):
-        rows = (f"the cat sees bird {i}\tbird {i} is seen\n" for i in range(lines))
+    for n_lines in (1_000, 1_000, 40_000):
+        rows = (f"the cat sees bird {i}\tbird {i} is seen\n" for i in range(n_lines))
         pairs.write_text("".join(rows), encoding="utf-8")
         tracemalloc.start()
-        run, *_ = prepare("--pairs", pairs, "--held-out", held_out, "--vocab-size", 20)
+        trainer, _ = prepare("--pairs", pairs, "--held-out", held_out, "--vocab-size", 20)
         for position in range(3):
-            run.update(run.plan(0)[position], 0.0)
+            trainer.update(trainer.batches(0)[position], 0.0)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert run.plan(0).n_blocks == 157
+    assert trainer.batches(0).n_blocks == 157
     assert peaks[2] < peaks[1] + 1_500_000
 
 
@@ -381,14 +377,13 @@ def test_what_is_held_of_the_pairs_does_not_grow_with_them(prepare, tmp_path, mo
 MEASURED = """
 import sys, time
 started = time.time()
-import re, train, training
-update = training.Run.update
+import re, train
+update = train.Trainer.update
 def timed(self, *batch):
-    seen = update(self, *batch)
+    update(self, *batch)
     if self.progress.step == 1:
         print("first", time.time() - started)
-    return seen
-training.Run.update = timed
+train.Trainer.update = timed
 train.main()
 status = open("/proc/self/status").read()
 print("peak", int(re.search(r"VmHWM:\\s*(\\d+)", status)[1]) / 1024)
@@ -403,20 +398,20 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, sizes, training):
     measured = {}
     held_out = tmp_path / "held_out.tsv"  # few, as each of them is answered in the end
     held_out.write_text("".join(f"{word}\t{word}\n" for word in words[:20]), encoding="utf-8")
-    for lines in (many // 10, many):
-        path = tmp_path / f"{lines}.tsv"
+    for n_lines in (many // 10, many):
+        path = tmp_path / f"{n_lines}.tsv"
         with path.open("w", encoding="utf-8") as file:
-            for start in range(0, lines, 10_000):
-                n = min(10_000, lines - start)
+            for start in range(0, n_lines, 10_000):
+                n = min(10_000, n_lines - start)
                 rows = words[rng.integers(len(words), size=(n, 12))]
                 ends = rng.integers(4, 13, size=n).tolist()
                 file.writelines(
                     f"{' '.join(row[:end])} {start + i}\t{start + i} {' '.join(row[:end:-1])}\n"
                     for i, (row, end) in enumerate(zip(rows.tolist(), ends, strict=True))
                 )
-        flags = ["--pairs", path, "--held-out", held_out, "--output", tmp_path / str(lines)]
+        flags = ["--pairs", path, "--held-out", held_out, "--output", tmp_path / str(n_lines)]
         flags += [*sizes, "--max-steps", 3]
-        for state in ("anew", "again"):
+        for state in ("first", "again"):
             done = subprocess.run(
                 [sys.executable, "-c", MEASURED, *map(str, flags), "--tokenizer", "bpe"],
                 cwd=FOLDER,
@@ -427,10 +422,10 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, sizes, training):
             assert done.returncode == 0, done.stderr
             figures = dict(line.split() for line in done.stdout.splitlines() if line[:5] in ("first", "peak "))
             first, peak = float(figures["first"]), float(figures["peak"])
-            measured[lines, state] = peak
-            print(f"{lines:12,} lines, {state}: first step after {first:.1f} s, peak {peak:.0f} MiB")
-        notes = json.loads((tmp_path / str(lines) / "tokens" / "meta.json").read_text())["notes"]
-        assert notes["pairs"] + notes["left_out"] == lines
+            measured[n_lines, state] = peak
+            print(f"{n_lines:12,} lines, {state} run: first step after {first:.1f} s, peak {peak:.0f} MiB")
+        noted = json.loads((tmp_path / str(n_lines) / "tokens" / "meta.json").read_text())["metadata"]
+        assert noted["layouts"][0]["n_lines"] == n_lines >= noted["n_pairs"]
     assert max(measured.values()) < 1000
-    kept = [min(lines, MOST_COMPARED) for lines in (many // 10, many)]  # by NearestPrompt
+    kept = [min(n_lines, MAX_COMPARED) for n_lines in (many // 10, many)]  # by NearestPrompt
     assert measured[many, "again"] < measured[many // 10, "again"] + max(50, (kept[1] - kept[0]) / 1000)
