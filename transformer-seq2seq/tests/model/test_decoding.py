@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForSeq2SeqLM
 
-from decoding import Sampler, batches_at_once, generate, generate_all, largest, likeliest
-from seq2seq import marian as pretrained
-from seq2seq.common.errors import InputError
+from decoding import Sampler, generate
+from seq2seq import marian
+from seq2seq.generation import generate_all
 from seq2seq.tokenizer import train_tokenizer
-from transformer import Transformer, TransformerConfig
+from transformer import Transformer
 
 few = settings(max_examples=25, deadline=None, database=None, derandomize=True)
 EOS = 0
@@ -62,13 +61,14 @@ def ended(ids, max_length):
 @few
 @given(st.integers(0, 1000), st.integers(1, 5))
 def test_greedy_takes_the_likeliest_token_at_every_step(make_model, seed, max_length):
+    """By the model alone, which reads everything from the start for every token."""
     model = make_model(7, seed)
     (prompt,) = prompts(7, 1, seed)
     ids = [model.config.pad_id]
     with torch.no_grad():
         while len(ids) <= max_length and (len(ids) == 1 or ids[-1] != EOS):
             logits = model(torch.tensor([prompt]), torch.tensor([ids]))
-            ids.append(int(logits[0, -1, :-1].argmax()))
+            ids.append(int(logits[0, -1].argmax()))
     (found,) = generate(model, torch.tensor([prompt]), max_length)[0]
     assert ended(found.ids, max_length) == ids[1:]
 
@@ -76,6 +76,8 @@ def test_greedy_takes_the_likeliest_token_at_every_step(make_model, seed, max_le
 @few
 @given(st.integers(0, 1000), st.integers(1, 3), st.sampled_from([0.0, 0.6, 1.0, 2.0, -1.0]))
 def test_a_beam_wide_enough_is_exhaustive_search(make_model, seed, max_length, length_penalty):
+    """A beam as wide as there are outputs drops none of them, so that beam search must find all, in the order of their
+    scores: what else it could find is what enumerating and scoring every possible output finds."""
     model = make_model(6, seed)
     (prompt,) = prompts(6, 1, seed)
     expected = every_output(model, prompt, max_length, length_penalty)
@@ -100,6 +102,8 @@ def test_exhaustive_search_at_length_four(make_model):
 @few
 @given(st.integers(0, 1000), st.integers(1, 5), st.sampled_from([0.0, 0.6, 1.0]), st.integers(1, 5))
 def test_hypotheses_are_what_they_say(make_model, seed, beam, length_penalty, max_length):
+    """Distinct, in order, of legal length, and with the log-probability that the model gives them when it reads them
+    at once (teacher forcing)."""
     model = make_model(8, seed)
     rows = prompts(8, 3, seed)
     outputs = generate(model, padded(rows, model.config.pad_id), max_length, beam, length_penalty)
@@ -129,6 +133,7 @@ def assert_a_batch_gives_what_single_prompts_give(model, rows, beam):
 @pytest.mark.parametrize("beam", [1, 3])
 @pytest.mark.parametrize("seed", [2, 9])
 def test_a_batch_gives_what_single_prompts_give(make_model, beam, seed):
+    """Sentences of a batch end at different steps, leave it, and make others move up: none may notice."""
     model = make_model(9, seed)
     with torch.no_grad():
         model.output_bias[EOS] += 1  # of these models some sentences end at once, and some late
@@ -137,18 +142,9 @@ def test_a_batch_gives_what_single_prompts_give(make_model, beam, seed):
 
 @pytest.mark.parametrize("beam", [1, 3])
 def test_a_batch_gives_what_single_prompts_give_on_a_trained_model(trained, training, beam):
-    model, tokenizer = pretrained.load(trained / "model", torch.device("cpu"))
+    model, tokenizer = marian.load(trained / "model", torch.device("cpu"))
     rows = [tokenizer.encode(source).ids for source, *_ in training]
     assert_a_batch_gives_what_single_prompts_give(model, rows, beam)
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
-def test_generate_all_keeps_the_order(make_model, batch_size):
-    model = make_model(9)
-    rows = prompts(9, 8, longest=8)
-    expected = [generate(model, torch.tensor([row]), 6)[0][0].ids for row in rows]
-    assert [found[0].ids for found in generate_all(model, rows, 6, batch_size)] == expected
-    assert generate_all(model, [], 6, batch_size) == []
 
 
 def test_one_token_is_the_most_that_length_one_gives(make_model):
@@ -177,8 +173,27 @@ def test_pad_is_never_generated_even_where_it_is_likeliest(make_model, pick):
     assert found and all(len(h.ids) == 6 and 6 not in h.ids for h in found)
 
 
+def test_the_hypotheses_of_a_source_share_its_keys_and_values(make_model, monkeypatch):
+    """A wide beam multiplies the target's rows, but neither the memory nor what the cache keeps of it."""
+    model, seen, decode = make_model(9, 2), [], Transformer.decode
+    with torch.no_grad():
+        model.output_bias[EOS] += 1  # some sentences are done before others
+
+    def watch(self, target, memory, memory_mask, cache):
+        hidden = decode(self, target, memory, memory_mask, cache)
+        kept = {len(k) for k, _ in cache.memory.values()}
+        seen.append((len(target), len(memory), len(memory_mask), *kept))
+        return hidden
+
+    monkeypatch.setattr(Transformer, "decode", watch)
+    generate(model, padded(prompts(9, 7, 2), 8), 8, beam=3)
+    sources = [rows[1] for rows in seen]
+    assert seen == [(3 * n, n, n, n) for n in sources]
+    assert sources == sorted(sources, reverse=True) and sources[-1] < sources[0]
+
+
 def test_on_a_trained_model_a_beam_never_scores_below_greedy(trained, training, held_out):
-    model, tokenizer = pretrained.load(trained / "model", torch.device("cpu"))
+    model, tokenizer = marian.load(trained / "model", torch.device("cpu"))
     rows = [tokenizer.encode(source).ids for source, *_ in training + held_out]
     for length_penalty in (0.0, 1.0):
         greedy = generate_all(model, rows, 16, 64, 1, length_penalty)
@@ -205,6 +220,7 @@ def draws(n=20_000, seed=0, **settings):
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_draws_follow_the_softmax(temperature):
+    """20,000 draws, and the chi-square test."""
     counts = draws(temperature=temperature)
     expected = 20_000 * (LOGITS / temperature).softmax(dim=-1)
     assert float(((counts - expected) ** 2 / expected).sum()) < 23.5  # chi-square, 4 degrees: p = 0.0001
@@ -212,11 +228,11 @@ def test_draws_follow_the_softmax(temperature):
 
 @pytest.mark.parametrize("top_k", [1, 2, 4, 9])
 def test_top_k_keeps_the_likeliest(top_k):
-    likeliest = LOGITS.argsort(descending=True)[:top_k]
+    kept = LOGITS.argsort(descending=True)[:top_k]
     counts = draws(top_k=top_k)
-    assert set(counts.nonzero().flatten().tolist()) == set(likeliest.tolist())
-    expected = 20_000 * LOGITS[likeliest].softmax(dim=-1)
-    assert float(((counts[likeliest] - expected) ** 2 / expected).sum()) < 23.5
+    assert set(counts.nonzero().flatten().tolist()) == set(kept.tolist())
+    expected = 20_000 * LOGITS[kept].softmax(dim=-1)
+    assert float(((counts[kept] - expected) ** 2 / expected).sum()) < 23.5
 
 
 @pytest.mark.parametrize("kept", [1, 2, 3, 4])
@@ -259,10 +275,11 @@ def test_a_samples_log_probability_is_the_models_own(make_model):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("beam, length_penalty", [(1, 1.0), (5, 1.0), (5, 0.3)])
 def test_outputs_and_scores_are_hugging_faces(make_model, tmp_path, seed, beam, length_penalty):
+    """The same weights, the same beams, the same ranking."""
     tokenizer = train_tokenizer(["a b c d e f"], "word", 300)
     size = tokenizer.get_vocab_size()
     model = make_model(size, seed)
-    pretrained.save(tmp_path, model, tokenizer)
+    marian.save(tmp_path, model, tokenizer)
     theirs = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
     source, max_length = padded(prompts(size, 6, seed), size - 1), 7
     expected = theirs.generate(
@@ -281,74 +298,3 @@ def test_outputs_and_scores_are_hugging_faces(make_model, tmp_path, seed, beam, 
     if beam > 1:
         scores = [h.score for hypotheses in found for h in hypotheses]
         assert scores == pytest.approx(expected.sequences_scores.tolist(), abs=1e-4)
-
-
-# ------------------------------------------------------------------------- the best tokens, by blocks
-
-
-@given(
-    rows=st.integers(1, 4),
-    size=st.integers(1, 300),
-    k=st.integers(1, 12),
-    block=st.integers(1, 40),
-    seed=st.integers(0, 10**6),
-    levels=st.sampled_from([3, 10**6]),
-)
-def test_the_largest_are_topks(rows, size, k, block, seed, levels):
-    """Whatever stands where, with ties, minus infinities and a last block that is not full."""
-    k = min(k, size)
-    x = torch.randint(levels, (rows, size), generator=torch.Generator().manual_seed(seed)).float()
-    x[x == 0] = -math.inf
-    values, indices = largest(x, k, block)
-    assert torch.equal(values, x.topk(k).values)
-    assert torch.equal(x.gather(1, indices), values)
-    assert all(len(set(row)) == k for row in indices.tolist())
-
-
-@pytest.mark.parametrize(
-    ("d_model", "rows", "pick", "at_once", "threads_each"),
-    [
-        (128, 64, likeliest, 3, 1),
-        (128, 7, likeliest, 1, 1),
-        (128, 64, Sampler(torch.Generator()), 1, 1),
-        (256, 64, likeliest, 1, 3),
-    ],
-    ids=["narrow", "few rows", "drawn", "wide"],
-)
-def test_cores_take_a_batch_each_or_share_one(d_model, rows, pick, at_once, threads_each):
-    model = Transformer(TransformerConfig(10, 9, d_model=d_model))
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        with batches_at_once(model, rows, pick) as count:
-            assert (count, torch.get_num_threads()) == (at_once, threads_each)
-        assert torch.get_num_threads() == 3
-        torch.set_num_threads(100)
-        with batches_at_once(model, rows, pick) as count:
-            assert count <= 4
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_batches_decoded_side_by_side_give_what_one_after_the_other_gives(make_model, monkeypatch):
-    model, rows = make_model(9), prompts(9, 100, longest=8)
-    found = {}
-    for count in (1, 4):
-        monkeypatch.setattr("decoding.batches_at_once", lambda *_, count=count: nullcontext(count))
-        found[count] = generate_all(model, rows, 8, batch_size=8, beam=2)
-    assert [[(h.ids, pytest.approx(h.score)) for h in of] for of in found[1]] == [
-        [(h.ids, h.score) for h in of] for of in found[4]
-    ]
-
-
-def test_an_error_in_one_batch_ends_them_all(make_model, monkeypatch):
-    begun = []
-
-    def fail(model, source, *_):
-        begun.append(len(source))
-        raise InputError("no more")
-
-    monkeypatch.setattr("decoding.generate", fail)
-    with pytest.raises(InputError, match="no more"):
-        generate_all(make_model(9), prompts(9, 1000, longest=8), 8, batch_size=8)
-    assert len(begun) < 100
