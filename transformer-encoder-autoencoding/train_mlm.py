@@ -13,7 +13,6 @@ Memory does not grow with the corpus. From more than 30 MB of text, the vocabula
 spread part of about that size.
 """
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -33,13 +32,13 @@ from encoder import MaskedLanguageModel
 from masking import IGNORE, corrupt
 from mlm import bert
 from mlm.common import checkpoint
-from mlm.common.budget import Budget, not_significantly_worse
-from mlm.common.checkpoint import Progress
+from mlm.common.budget import Budget
 from mlm.common.command_line import Interrupt, Parser, add_flags, from_flags, pick_device, run_script
 from mlm.common.distributed import DistributedContext, seed_all
 from mlm.common.errors import InputError, warn
 from mlm.common.fast_cpu import fast_training
-from mlm.common.files import output_lock, write_text
+from mlm.common.files import output_lock
+from mlm.common.progress import Progress
 from mlm.config import RESUME_INVARIANTS, TrainConfig
 from mlm.dataset import Data, FixedMasks, prepare_data
 from mlm.report import write_report
@@ -153,27 +152,10 @@ class Trainer:
         return nll / count, right / count, count
 
     def evaluate(self) -> None:
-        """Add a record to the curve, and keep the weights unless earlier ones were significantly better: of equally
-        good weights the last, which were trained longest."""
+        """Score the held-out text, and keep the weights unless earlier ones were significantly better."""
         loss, accuracy, count = self.score_held_out()
-        progress = self.progress
-        progress.curve.append(
-            {
-                "epoch": progress.epoch,
-                "step": progress.step,
-                "seconds": round(progress.seconds, 2),
-                "tokens": progress.tokens,
-                "train_loss": progress.nll / progress.nll_tokens,
-                "held_out_loss": loss,
-                "held_out_token_accuracy": accuracy,
-                "learning_rate": self.optimizers[0].param_groups[0]["lr"],
-            }
-        )
-        progress.nll, progress.nll_tokens = 0.0, 0
-        if not_significantly_worse(accuracy, progress.best_accuracy, count):
-            progress.kept = len(progress.curve) - 1
+        if self.progress.add_record(loss, accuracy, count, self.optimizers[0].param_groups[0]["lr"]):
             self.kept = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
-        progress.best_accuracy = max(accuracy, progress.best_accuracy)
 
     def batches(self, epoch: int) -> Sequence[np.ndarray]:
         """Return the batches of an epoch, which the seed decides."""
@@ -187,7 +169,8 @@ class Trainer:
         evaluate_every = min(max(len(batches), 50), 1000)
         self.interrupt, self.started, saved = interrupt, time.monotonic() - progress.seconds, progress.seconds
         if budget.fraction(progress.step, progress.seconds) < 1:
-            self.record_part()
+            limits = {name: getattr(config, name) for name in ("epochs", "max_steps", "max_minutes", "precision")}
+            progress.begin_part(**limits, device=context.device.type, processes=context.world_size)
         self.take_note(*context.all_reduce(*self.status()))
         bar = tqdm(initial=progress.step, unit="step", dynamic_ncols=True, disable=not context.is_main)
         bar.total = budget.max_steps if budget.max_steps < math.inf else None
@@ -215,13 +198,6 @@ class Trainer:
             raise
         bar.close()
 
-    def record_part(self) -> None:
-        """Note budget, device and precision, which may change when a run is resumed."""
-        part = {name: getattr(self.config, name) for name in ("epochs", "max_steps", "max_minutes", "precision")}
-        part |= {"device": self.context.device.type, "processes": self.context.world_size}
-        if not self.progress.parts or part.items() - self.progress.parts[-1].items():
-            self.progress.parts.append({"from_step": self.progress.step, **part})
-
     def save(self) -> None:
         """Write the checkpoint from which a run continues exactly here, and the curve so far."""
         state = {
@@ -233,12 +209,7 @@ class Trainer:
         }
         checkpoint.save(self.config.checkpoint, state)
         self.saved = True
-        self.save_curve()
-
-    def save_curve(self) -> None:
-        """Write metrics.jsonl."""
-        lines = "".join(json.dumps(record) + "\n" for record in self.progress.curve)
-        write_text(self.config.output / "metrics.jsonl", lines)
+        self.progress.write_curve(self.config.output / "metrics.jsonl")
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to the state that save() wrote."""
@@ -303,7 +274,7 @@ def save_model(trainer: Trainer, directory: Path) -> None:
         )
     if not trainer.kept or (trainer.interrupted and trainer.progress.nll_tokens):  # updates since the last evaluation
         trainer.evaluate()
-        trainer.save_curve()
+        trainer.progress.write_curve(directory.parent / "metrics.jsonl")
     trainer.model.load_state_dict(trainer.kept)
     bert.save(directory, trainer.model, trainer.data.tokenizer)
     for name in ("metrics.json", "loss_curve.png"):

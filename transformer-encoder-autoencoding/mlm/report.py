@@ -10,9 +10,9 @@ import numpy as np
 from encoder import MaskedLanguageModel
 
 from .cloze import Answers, EncodedCloze, NeighbourBaseline, accuracy, accuracy_by_kind, answer
-from .common.checkpoint import Progress
 from .common.errors import warn
 from .common.files import write_text
+from .common.progress import Progress
 from .dataset import Data, MLMDataset
 
 EXAMPLES = 10
@@ -24,24 +24,10 @@ def write_report(model: MaskedLanguageModel, data: Data, progress: Progress, fol
     from .common.plots import draw_curve  # matplotlib takes a while to import
 
     draw_curve(progress.curve, "hidden", folder / "loss_curve.png")
-    figures = run_figures(model, progress)
+    n_parameters = sum(weight.numel() for weight in model.parameters())
+    figures = progress.figures(n_parameters, "train_loss", "held_out_loss", "held_out_token_accuracy")
     compare(model, data, figures, folder / "metrics.json")
     warn_of_plateau(figures["held_out_loss"], data.train, data.held_out, model.config.vocab_size)
-
-
-def run_figures(model: MaskedLanguageModel, progress: Progress) -> dict[str, Any]:
-    """Return the figures of a finished run: its length, its size, and the scores of the weights that are kept."""
-    kept = progress.curve[progress.kept]
-    figures = {
-        "epochs": progress.epoch,
-        "steps": progress.step,
-        "seconds": round(progress.seconds, 1),
-        "parameters": sum(weight.numel() for weight in model.parameters()),
-        **{name: kept[name] for name in ("train_loss", "held_out_loss", "held_out_token_accuracy")},
-    }
-    if len(progress.parts) > 1:  # a continuation had another budget, device or precision
-        figures["parts"] = progress.parts
-    return figures
 
 
 def compare(model: MaskedLanguageModel, data: Data, figures: dict[str, Any], path: Path) -> None:

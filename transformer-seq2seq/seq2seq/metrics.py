@@ -14,9 +14,9 @@ from tokenizers import Tokenizer
 
 from transformer import Transformer
 
-from .common.checkpoint import Progress
 from .common.files import write_text
 from .common.lines import normalize
+from .common.progress import Progress
 from .dataset import Data, short_enough
 from .generation import generate_all
 from .pairs import Pair
@@ -164,28 +164,14 @@ class Report:
                 print(f"  (reference: {pair.target})")
 
 
-def run_figures(model: Transformer, progress: Progress) -> dict[str, Any]:
-    """Return the figures of a finished run: its length, its size and the losses of the weights that are kept."""
-    kept = progress.curve[progress.kept]
-    figures = {
-        "epochs": progress.epoch,
-        "steps": progress.step,
-        "seconds": round(progress.seconds, 1),
-        "parameters": sum(weight.numel() for weight in model.parameters()),
-        **{name: kept[name] for name in ("train_loss", "held_out_loss")},
-    }
-    if len(progress.parts) > 1:  # a continuation had another budget, device or precision
-        figures["parts"] = progress.parts
-    return figures
-
-
 def write_report(model: Transformer, data: Data, progress: Progress, folder: Path) -> None:
     """Write loss_curve.png, metrics.json and outputs.tsv of a finished run, and print its scores."""
     from .common.plots import draw_curve  # matplotlib takes a while to import
 
     draw_curve(progress.curve, "target", folder / "loss_curve.png")
     report = Report.of(model, data)
-    figures = run_figures(model, progress) | report.figures()
+    n_parameters = sum(weight.numel() for weight in model.parameters())
+    figures = progress.figures(n_parameters, "train_loss", "held_out_loss") | report.figures()
     write_text(folder / "metrics.json", json.dumps(figures, indent=2) + "\n")
     report.write_outputs(folder / "outputs.tsv")
     report.print()

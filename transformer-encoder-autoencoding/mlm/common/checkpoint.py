@@ -3,7 +3,6 @@
 import os
 import re
 import warnings
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -11,24 +10,7 @@ from zipfile import ZipFile
 import torch
 
 from .errors import InputError, warn
-
-
-@dataclass
-class Progress:
-    """How far a run has come. With the seed, epoch and position decide every later batch, and the step
-    decides masks and dropout: nothing else has to be remembered for an exact continuation."""
-
-    epoch: int = 0  # full passes made
-    position: int = 0  # batches taken of the pass after them
-    step: int = 0  # updates made
-    tokens: int = 0  # trained on, padding not counted; of pairs the target's
-    seconds: float = 0.0
-    nll: float = 0.0  # -log p of the scored tokens since the last evaluation (nats), and their number
-    nll_tokens: int = 0
-    parts: list[dict] = field(default_factory=list)  # budget, device and precision, and from which step
-    curve: list[dict] = field(default_factory=list)  # a record for every evaluation
-    kept: int = 0  # index of the record whose weights are kept
-    best_accuracy: float = 0.0
+from .progress import Progress
 
 
 def is_unfinished(path: Path, model: Path) -> bool:

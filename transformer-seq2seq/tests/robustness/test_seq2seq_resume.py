@@ -9,9 +9,9 @@ import torch
 
 import train
 from seq2seq.common import checkpoint
-from seq2seq.common.checkpoint import Progress
 from seq2seq.common.distributed import DistributedContext
 from seq2seq.common.errors import InputError
+from seq2seq.common.progress import Progress
 
 CPU = torch.device("cpu")
 

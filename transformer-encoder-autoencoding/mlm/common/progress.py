@@ -1,0 +1,77 @@
+"""The course of a training run: how far it has come, and its learning curve."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .budget import not_significantly_worse
+from .files import write_text
+
+
+@dataclass
+class Progress:
+    """How far a run has come. With the seed, epoch and position decide every later batch, and the step
+    decides masks and dropout: nothing else has to be remembered for an exact continuation."""
+
+    epoch: int = 0  # full passes made
+    position: int = 0  # batches taken of the pass after them
+    step: int = 0  # updates made
+    tokens: int = 0  # trained on, padding not counted; of pairs the target's
+    seconds: float = 0.0
+    nll: float = 0.0  # -log p of the scored tokens since the last evaluation (nats), and their number
+    nll_tokens: int = 0
+    parts: list[dict] = field(default_factory=list)  # budget, device and precision, and from which step
+    curve: list[dict] = field(default_factory=list)  # a record for every evaluation
+    kept: int = 0  # index of the record whose weights are kept
+    best_accuracy: float = 0.0
+
+    def begin_part(self, **conditions: Any) -> None:
+        """Note under which conditions the run continues, if they are not those of before."""
+        if not self.parts or conditions.items() - self.parts[-1].items():
+            self.parts.append({"from_step": self.step, **conditions})
+
+    def add_record(self, loss: float, accuracy: float, count: int, learning_rate: float) -> bool:
+        """Add a record to the curve: loss and accuracy over `count` held-out tokens, and the mean loss in training
+        since the record before.
+
+        Return True if the weights are to be kept: unless earlier ones were significantly better. So of equally good
+        weights the last are kept, which were trained longest.
+        """
+        self.curve.append(
+            {
+                "epoch": self.epoch,
+                "step": self.step,
+                "seconds": round(self.seconds, 2),
+                "tokens": self.tokens,
+                "train_loss": self.nll / self.nll_tokens,
+                "held_out_loss": loss,
+                "held_out_token_accuracy": accuracy,
+                "learning_rate": learning_rate,
+            }
+        )
+        self.nll, self.nll_tokens = 0.0, 0
+        keep = not_significantly_worse(accuracy, self.best_accuracy, count)
+        if keep:
+            self.kept = len(self.curve) - 1
+        self.best_accuracy = max(accuracy, self.best_accuracy)
+        return keep
+
+    def write_curve(self, path: Path) -> None:
+        """Write the records, a line of JSON for each."""
+        write_text(path, "".join(json.dumps(record) + "\n" for record in self.curve))
+
+    def figures(self, n_parameters: int, *scores: str) -> dict[str, Any]:
+        """Return the figures of a finished run: its length, its size, and scores of the weights that are kept, under
+        their names in the curve."""
+        kept = self.curve[self.kept]
+        figures = {
+            "epochs": self.epoch,
+            "steps": self.step,
+            "seconds": round(self.seconds, 1),
+            "parameters": n_parameters,
+            **{name: kept[name] for name in scores},
+        }
+        if len(self.parts) > 1:  # a continuation had another budget, device or precision
+            figures["parts"] = self.parts
+        return figures
