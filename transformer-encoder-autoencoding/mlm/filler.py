@@ -31,6 +31,8 @@ TOP_K, TOP_K_RANGE = 5, int_in(1)
 FILL_CHUNK, SCORE_CHUNK = 512, 64  # sentences that are read, and answered, at a time
 MAX_UNKNOWN = 1000  # words that are remembered
 
+Check = Callable[[str, list[int]], None]  # refuses a text with these ids, or does nothing
+
 
 @dataclass(frozen=True)
 class Sentence:
@@ -97,23 +99,17 @@ class MaskFiller:
                 yield {"input": text, "pseudo_perplexity": math.exp(min(700.0, mean)), "tokens": tokens}
 
     def read(
-        self, sentences: Iterable[Sentence], check: Callable[[str, list[int]], None], size: int
+        self, sentences: Iterable[Sentence], check: Check, size: int
     ) -> Iterator[tuple[tuple[str, ...], tuple[list[int], ...]]]:
         """Yield the texts and the ids of at most `size` sentences at a time. Of words that the model does not
         know, one warning is given at the end."""
 
-        def encoded() -> Iterator[tuple[str, list[int]]]:
-            for sentence in sentences:
-                ids = self.encode(sentence, unknown)
-                with naming(sentence.place):
-                    check(sentence.text, ids)
-                yield sentence.text, ids
-
         with collect_unknown_words() as unknown:
-            for chunk in chunks(encoded(), size):
+            encoded = ((sentence.text, self.encode(sentence, unknown, check)) for sentence in sentences)
+            for chunk in chunks(encoded, size):
                 yield tuple(zip(*chunk, strict=True))
 
-    def encode(self, sentence: Sentence, unknown: dict[str, None]) -> list[int]:
+    def encode(self, sentence: Sentence, unknown: dict[str, None], check: Check | None = None) -> list[int]:
         """Return the ids of a sentence, and add the words that the model does not know to unknown."""
         with naming(sentence.place):
             try:
@@ -125,6 +121,8 @@ class MaskFiller:
                 raise InputError("the sentence is empty; give one with words")
             if len(encoding) > limit:
                 raise InputError(f"the sentence has {len(encoding)} tokens, the model takes {limit}; shorten it")
+            if check:
+                check(sentence.text, encoding.ids)
         if special.unk in encoding.ids and len(unknown) < MAX_UNKNOWN:
             spans = zip(encoding.offsets, encoding.ids, strict=True)
             words = [sentence.text[start:end] for (start, end), token in spans if token == special.unk]
