@@ -12,9 +12,10 @@ import torch
 from playwright.sync_api import sync_playwright
 
 from decoding import generate
-from seq2seq import marian as pretrained
+from seq2seq import marian
+from seq2seq.common.plots import with_means
 from seq2seq.explorer import page as explorer
-from transformer import Attentions
+from transformer import Attentions, padding_mask
 
 PROMPT = "The zebra bakes the bread"
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
@@ -86,13 +87,14 @@ def written(trained, command, tmp_path_factory):
 def exact(trained):
     """What the model computes for that prompt: the words of the output, the weights of the three attentions
     and the probabilities of the next word, from the model alone."""
-    model, tokenizer = pretrained.load(trained / "model", torch.device("cpu"))
+    model, tokenizer = marian.load(trained / "model", torch.device("cpu"))
     source = torch.tensor([tokenizer.encode(PROMPT).ids])
     output = [*generate(model, source, 16)[0][0].ids, model.config.eos_id]
     with torch.no_grad():
         memory, encoder = model.encode(source, need_weights=True)
         attentions, target = Attentions(), torch.tensor([[model.config.pad_id, *output[:-1]]])
-        logits = model.decode(target, model.cache(source, memory), attentions)[0]
+        mask = padding_mask(source, model.config.pad_id)
+        logits = model.project(model.decode(target, memory, mask, attentions=attentions))[0]
     return SimpleNamespace(
         words=[tokenizer.id_to_token(token).removeprefix("▁") for token in output],
         cross=torch.stack(attentions.cross)[:, 0],
@@ -116,11 +118,11 @@ def made(path, asked, output, layers=2, heads=2):
         scores = 3 * torch.randn(layers, heads, len(rows), len(columns))
         if kind == "decoder":
             scores = scores.masked_fill(~torch.ones_like(scores[0, 0]).tril().bool(), -torch.inf)
-        maps = explorer.with_means(scores.softmax(dim=-1))
+        maps = with_means(scores.softmax(dim=-1))
         spread = torch.zeros(layers + 1, heads + 1)
-        attentions[kind] = explorer.attention(maps, spread, rows, columns, kind)
+        attentions[kind] = explorer.attention_data(maps, spread, rows, columns, kind)
     steps = [[{"token": word, "probability": 0.2} for word in [one, *asked[:4]]] for one in output]
-    path.write_text(explorer.page(" ".join(asked), attentions, steps, None, None), encoding="utf-8")
+    path.write_text(explorer.render(" ".join(asked), attentions, steps, None, None), encoding="utf-8")
     return path
 
 
@@ -477,19 +479,20 @@ def test_a_prompt_too_long_for_a_page_is_refused(script, trained, tmp_path, monk
     flags = "--html", "--model", trained / "model", "--output", tmp_path / "out", PROMPT
     assert script("visualize_attention", *flags)[0] == 0
     (tmp_path / "out" / "attention.html").write_text("before")
-    monkeypatch.setattr(explorer, "MOST_BYTES", 100)
+    monkeypatch.setattr(explorer, "MAX_BYTES", 100)
     status, out, err = script("visualize_attention", *flags)
     assert (status, out) == (2, "")
     line = err.splitlines()[-1]
-    assert "a prompt of 6 tokens" in line and "shorten the prompt, or leave out --html" in line
+    assert "a prompt of 6 tokens" in line and "shorten the prompt" in line and line.endswith("(--html)")
     assert (tmp_path / "out" / "attention.html").read_text() == "before"
 
 
 def test_an_output_that_fills_all_positions_has_a_page(opened, script, tmp_path, make_model, tokenizer):
+    """Such an output has no </s>."""
     model = make_model(tokenizer.get_vocab_size())
     with torch.no_grad():
         model.output_bias[0] = -100  # </s> never comes
-    pretrained.save(tmp_path / "model", model, tokenizer)
+    marian.save(tmp_path / "model", model, tokenizer)
     flags = "--html", "--model", tmp_path / "model", "--output", tmp_path, "Good morning"
     assert script("visualize_attention", *flags)[0] == 0
     with opened(tmp_path / "attention.html") as page:

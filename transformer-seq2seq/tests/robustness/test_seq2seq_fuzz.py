@@ -5,26 +5,22 @@ import json
 import math
 import resource
 import sys
-from argparse import Namespace
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from inference import decoder
-from seq2seq import marian as pretrained
+from seq2seq import Translator, marian
 from seq2seq.common.errors import InputError
-from seq2seq.generation import encode
 from seq2seq.pairs import read_pairs
 from seq2seq.tokenizer import to_text
+from seq2seq.translator import GenerationConfig
 
 SIZES = {"d_model": 4, "n_encoder_layers": 1, "n_decoder_layers": 1, "d_ff": 4}
-FLAGS = {"max_length": 3, "batch_size": 2, "length_penalty": 1.0, "n_best": 1, "seed": 0}
-SEARCH = Namespace(**FLAGS, beam=2, sample=False)
-SAMPLE = Namespace(**FLAGS, beam=1, sample=True, temperature=1.0, top_k=0, top_p=1.0)
+SEARCH = GenerationConfig(max_length=3, batch_size=2, beam=2)
+SAMPLE = GenerationConfig(max_length=3, batch_size=2, sample=True)
 
 
 short = settings(
@@ -34,7 +30,6 @@ short = settings(
     derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
-CPU = torch.device("cpu")
 values = st.recursive(
     st.none()
     | st.booleans()
@@ -87,7 +82,7 @@ def replaced(content, path, value):
 def directory(tmp_path_factory, make_model, tokenizer):
     """A small model directory, and the content of its files."""
     path = tmp_path_factory.mktemp("fuzz") / "model"
-    pretrained.save(path, make_model(tokenizer.get_vocab_size(), **SIZES), tokenizer)
+    marian.save(path, make_model(tokenizer.get_vocab_size(), **SIZES), tokenizer)
     return path, {file.name: file.read_bytes() for file in path.iterdir()}
 
 
@@ -97,13 +92,12 @@ def assert_refused_or_of_use(directory, name, content):
     for other, sound in files.items():
         (path / other).write_bytes(content if other == name else sound)
     with little_memory(), suppress(InputError):
-        model, tokenizer = pretrained.load(path, CPU)
-        for flags in (SEARCH, SAMPLE):
+        translator = Translator.load(path, "cpu")
+        for config in (SEARCH, SAMPLE):
             with suppress(InputError):
-                ids = encode(["The cook", "zebra é 😀"], ["one", "two"], model, tokenizer)
-                for (output,) in decoder(model, flags)(ids):
+                for (output,) in translator.session(config).answer(["The cook", "zebra é 😀"]):
                     assert math.isfinite(output.log_probability)
-                    assert "\n" not in to_text(tokenizer, output.ids)
+                    assert len(output.text.splitlines()) <= 1
 
 
 @short
