@@ -110,7 +110,8 @@ class PairFile:
         widths, empty = Counter([len(header)] if named else []), Counter()
         for row in rows if named else chain([header], rows):
             widths[len(row)] += 1
-            empty[len(row)] += is_empty(row, source) or is_empty(row, target)
+            if is_empty(row, source) or is_empty(row, target):
+                empty[len(row)] += 1
         with naming(self.path):
             width = widths.most_common(1)[0][0]
             if width < 2:

@@ -9,52 +9,60 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-import ablations
 import train
-from ablations import ABLATIONS, Job, experiment
 from decoding import generate
-from seq2seq.common.distributed import Team
-from seq2seq.common.experiments import table, write_results
-from seq2seq.tokenizer import IGNORE
-from transformer import Attentions
+from seq2seq.common import experiments
+from seq2seq.common.distributed import DistributedContext
+from seq2seq.common.experiments import Ablation, Job, table, write_results
+from seq2seq.config import TrainConfig
+from seq2seq.loss import IGNORE
+from transformer import Attentions, DecoderLayer, padding_mask
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-EXAMPLE = re.search(r"```python\n(.*?@ablation.*?)```", README, re.DOTALL)[1]
+FOLDER = Path(__file__).parents[2]
+LAB = (FOLDER / "LAB.md").read_text(encoding="utf-8")
+EXAMPLE = re.search(r"```python\n(.*?@study.ablation.*?)```", LAB, re.DOTALL)[1]
+NAMES = [
+    "default",
+    "no-causal-mask",
+    "no-cross-attention",
+    "no-positions",
+    "no-scale",
+    "no-shift",
+    "no-label-smoothing",
+    "no-padding-mask",
+]
 
 
 @pytest.fixture
-def folder():
-    """The folder under test."""
-    return Path(__file__).parent.parent
+def ablations(load_script):
+    """The module ablations.py."""
+    return load_script("ablations")
 
 
 @pytest.fixture
-def build(tmp_path, training, held_out, sizes, write_pairs):
-    """build(name) -> a small run without what the ablation takes out, its model in evaluation mode. All have
+def build(ablations, tmp_path, training, held_out, sizes, write_pairs):
+    """build(name) -> a small trainer without what the ablation takes out, its model in evaluation mode. All have
     the same weights, none of which has its initial value."""
 
-    pairs, asked = (
-        write_pairs(tmp_path / "pairs.tsv", training),
-        write_pairs(tmp_path / "asked.tsv", held_out),
-    )
-    files = ["--pairs", pairs, "--held-out", asked, "--output", tmp_path]
+    pairs, asked = write_pairs(tmp_path / "pairs.tsv", training), write_pairs(tmp_path / "asked.tsv", held_out)
+    config, _ = train.parse_args([*sizes, "--pairs", str(pairs), "--held-out", str(asked), "--output", str(tmp_path)])
 
-    def make(name="default"):
-        args = train.parse_args([*sizes, "--device", "cpu", *map(str, files)])
-        state, _ = train.prepare(args, Team(torch.device("cpu")))
+    def make(name="default", **settings):
+        trainer = train.build_trainer(replace(config, **settings), DistributedContext(torch.device("cpu")))
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
-            for parameter in state.model.parameters():
+            for parameter in trainer.model.parameters():
                 parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
-        ABLATIONS[name].take_out(state)
-        state.model.eval()
-        return state
+        ablations.study.ablations[name].apply(trainer)
+        trainer.model.eval()
+        return trainer
 
     return make
 
@@ -62,59 +70,61 @@ def build(tmp_path, training, held_out, sizes, write_pairs):
 SOURCE = torch.tensor([[5, 6, 7, 8, 0]])  # ids that are words, and </s>
 
 
-def target_of(state):
+def target_of(trainer):
     """A target as the decoder reads it: the start token, and words."""
-    return torch.tensor([[state.model.config.pad_id, 9, 10, 11]])
+    return torch.tensor([[trainer.model.config.pad_id, 9, 10, 11]])
 
 
 def close(a, b):
     return torch.allclose(a, b, atol=1e-4)
 
 
+def attentions_of(model, source, memory, target):
+    """The decoder's attention weights."""
+    attentions = Attentions()
+    model.decode(target, memory, padding_mask(source, model.config.pad_id), attentions=attentions)
+    return attentions
+
+
 def test_without_the_causal_mask_a_later_word_is_seen(build):
     for name, seen in ("default", False), ("no-causal-mask", True):
-        state = build(name)
-        target, other = target_of(state), target_of(state)
+        trainer = build(name)
+        target, other = target_of(trainer), target_of(trainer)
         other[0, 3] = 12
-        before, after = state.model(SOURCE, target), state.model(SOURCE, other)
+        before, after = trainer.model(SOURCE, target), trainer.model(SOURCE, other)
         assert close(before[:, :3], after[:, :3]) != seen
-        attentions = Attentions()
-        memory, _ = state.model.encode(SOURCE)
-        state.model.decode(target, state.model.cache(SOURCE, memory), attentions)
+        attentions = attentions_of(trainer.model, SOURCE, trainer.model.encode(SOURCE)[0], target)
         assert attentions.decoder[0].triu(1).any() == seen
 
 
 def test_without_cross_attention_the_source_is_not_seen(build):
     for name, seen in ("default", True), ("no-cross-attention", False):
-        state = build(name)
-        target = target_of(state)
-        logits = state.model(SOURCE, target)
-        assert torch.equal(logits, state.model(SOURCE.flip(1) + 3, target)) != seen
-        assert torch.equal(logits, state.model(SOURCE[:, 1:], target)) != seen
+        trainer = build(name)
+        target = target_of(trainer)
+        logits = trainer.model(SOURCE, target)
+        assert torch.equal(logits, trainer.model(SOURCE.flip(1) + 3, target)) != seen
+        assert torch.equal(logits, trainer.model(SOURCE[:, 1:], target)) != seen
 
 
 def test_without_cross_attention_its_sublayer_is_the_norm(build):
     layer = build("no-cross-attention").model.decoder[0]
-    x = torch.randn(2, 3, 32)
-    source = layer.cross_attention.keys_values(torch.randn(2, 5, 32))
-    target = layer.self_attention.keys_values(x)
-    mask = torch.ones(2, 1, 1, 5, dtype=torch.bool)
-    attended, _ = layer.self_attention(x, target, None)
+    x, memory = torch.randn(2, 3, 32), torch.randn(2, 5, 32)
+    attended, _ = layer.self_attention(x, layer.self_attention.keys_values(x), None)
     middle = layer.cross_attention_norm(layer.self_attention_norm(x + attended))
     expected = layer.feed_forward_norm(middle + layer.feed_forward(middle))
-    assert torch.equal(layer(x, target, None, source, mask)[0], expected)
+    assert torch.equal(layer(x, None, memory, torch.ones(2, 1, 1, 5, dtype=torch.bool))[0], expected)
 
 
 def test_without_positions_the_words_order_is_not_seen(build):
     order = torch.tensor([[2, 0, 4, 1, 3]])
     for name, seen in ("default", True), ("no-positions", False):
-        state = build(name)
-        moved, memory = (state.model.encode(ids)[0] for ids in (SOURCE[0, order], SOURCE))
+        trainer = build(name)
+        moved, memory = (trainer.model.encode(ids)[0] for ids in (SOURCE[0, order], SOURCE))
         assert close(moved, memory[:, order[0]]) != seen
-        target = target_of(state)
-        assert close(state.model(SOURCE[0, order], target), state.model(SOURCE, target)) != seen
+        target = target_of(trainer)
+        assert close(trainer.model(SOURCE[0, order], target), trainer.model(SOURCE, target)) != seen
         swapped = target[:, [1, 0, 2, 3]]  # the last position sees them all, whichever is first
-        assert close(state.model(SOURCE, swapped)[:, 2:], state.model(SOURCE, target)[:, 2:]) != seen
+        assert close(trainer.model(SOURCE, swapped)[:, 2:], trainer.model(SOURCE, target)[:, 2:]) != seen
 
 
 def test_without_the_scale_scores_are_larger_by_its_square_root(build):
@@ -140,81 +150,105 @@ def test_without_the_scale_scores_are_larger_by_its_square_root(build):
 
 
 def test_without_the_shift_the_decoder_reads_what_it_predicts(build):
-    state = build("no-shift")
-    batch, usual = (run.corpus.batch([0, 3, 5]) for run in (state, build()))
+    unshifted, usual = build("no-shift").data.train, build().data.train
+    batch, shifted = unshifted.batch([0, 3, 5]), usual.batch([0, 3, 5])
     padding = batch.labels == IGNORE
     assert padding.any()
-    assert torch.equal(batch.source, usual.source)
-    assert torch.equal(batch.labels, usual.labels)
+    assert torch.equal(batch.source, shifted.source)
+    assert torch.equal(batch.labels, shifted.labels)
     assert torch.equal(batch.target[~padding], batch.labels[~padding])
-    assert (batch.target[padding] == state.corpus.pad_id).all()
-    assert not torch.equal(usual.target, batch.target)
+    assert (batch.target[padding] == unshifted.pad_id).all()
+    assert not torch.equal(shifted.target, batch.target)
 
 
 def test_without_label_smoothing_the_gradient_is_that_of_cross_entropy(build):
-    state = build("no-label-smoothing")
-    assert build().args.label_smoothing > 0
-    batch = state.corpus.batch(state.plan(0)[0])
-    state.model.embeddings.dropout.p = 0.0
-    for layer in [*state.model.encoder, *state.model.decoder]:
+    trainer = build("no-label-smoothing", precision="fp32")
+    assert build().config.label_smoothing > 0
+    indices = trainer.batches(0)[0]
+    batch = trainer.data.train.batch(indices)
+    trainer.model.embeddings.dropout.p = 0.0
+    for layer in [*trainer.model.encoder, *trainer.model.decoder]:
         layer.dropout.p = 0.0
-    logits = state.model(batch.source, batch.target)[..., :-1]  # <pad> is never predicted
+    logits = trainer.model(batch.source, batch.target)[..., :-1]  # <pad> is never predicted
     loss = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
-    gradients = torch.autograd.grad(loss, list(state.model.parameters()))
+    gradients = torch.autograd.grad(loss, list(trainer.model.parameters()))
     norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
-    state.args.precision = "fp32"
-    state.update(state.plan(0)[0], 0.0)  # which leaves the gradients, clipped to a norm of 1
-    for parameter, gradient in zip(state.model.parameters(), gradients, strict=True):
+    trainer.update(indices, 0.0)  # which leaves the gradients, clipped to a norm of 1
+    for parameter, gradient in zip(trainer.model.parameters(), gradients, strict=True):
         torch.testing.assert_close(parameter.grad, gradient / norm.clamp(min=1), atol=1e-5, rtol=1e-3)
 
 
 def test_without_the_padding_mask_padding_is_seen(build):
     for name, seen in ("default", False), ("no-padding-mask", True):
-        state = build(name)
-        padded = F.pad(SOURCE, (0, 2), value=state.model.config.pad_id)
-        target = target_of(state)
-        assert close(state.model.encode(padded)[0][:, :5], state.model.encode(SOURCE)[0]) != seen
-        memory, _ = state.model.encode(SOURCE)
-        attentions = Attentions()
-        cache = state.model.cache(padded, F.pad(memory, (0, 0, 0, 2)))
-        state.model.decode(target, cache, attentions)
+        trainer = build(name)
+        padded = F.pad(SOURCE, (0, 2), value=trainer.model.config.pad_id)
+        target, memory = target_of(trainer), trainer.model.encode(SOURCE)[0]
+        assert close(trainer.model.encode(padded)[0][:, :5], memory) != seen
+        attentions = attentions_of(trainer.model, padded, F.pad(memory, (0, 0, 0, 2)), target)
         assert attentions.cross[0][..., 5:].any() == seen
-        assert close(state.model(padded, target), state.model(SOURCE, target)) != seen
+        assert close(trainer.model(padded, target), trainer.model(SOURCE, target)) != seen
+
+
+@pytest.mark.parametrize("name", ["no-causal-mask", "no-padding-mask"])
+def test_a_layer_that_has_lost_an_argument_is_told_at_once(build, name, monkeypatch):
+    """An exchange binds arguments by name: in another order they are still found, under another name refused."""
+
+    def reordered(self, need_weights, cache, memory_mask, memory, target_mask, x):
+        raise AssertionError("not called here")
+
+    def renamed(self, x, mask_of_the_target, memory, mask_of_the_memory, cache=None, need_weights=False):
+        raise AssertionError("not called here")
+
+    monkeypatch.setattr(DecoderLayer, "forward", reordered)
+    build(name)
+    monkeypatch.setattr(DecoderLayer, "forward", renamed)
+    with pytest.raises(TypeError, match=r"DecoderLayer.forward has no argument '(target|memory)_mask'"):
+        build(name)
+
+
+def test_an_argument_is_changed_wherever_it_stands(ablations):
+    class Layer(torch.nn.Module):
+        def forward(self, x, before=1, mask=None, *, after=2):
+            return x, before, mask, after
+
+    layer = Layer()
+    ablations.change_argument(layer, "mask", torch.ones_like)
+    mask, seen = torch.zeros(2), torch.ones(2)
+    for found in (layer("x", 1, mask), layer("x", mask=mask), layer("x", mask=mask, before=1, after=2)):
+        assert found[:2] == ("x", 1) and torch.equal(found[2], seen) and found[3] == 2
+    assert layer("x") == layer("x", 1, None) == ("x", 1, None, 2)
 
 
 def test_no_ablation_leaks_into_the_default(build):
     before = build()
-    batch = before.corpus.batch([0, 1])
+    batch = before.data.train.batch([0, 1])
     logits = before.model(batch.source, batch.target)
-    for name in ABLATIONS:
+    for name in NAMES:
         other = build(name)
-        other.model(batch.source, other.corpus.batch([0, 1]).target)
-    for state in before, build():
-        assert torch.equal(state.model(batch.source, batch.target), logits)
-        assert all(map(torch.equal, vars(state.corpus.batch([0, 1])).values(), vars(batch).values()))
-        assert state.args.label_smoothing == train.parse_args([]).label_smoothing
+        other.model(batch.source, other.data.train.batch([0, 1]).target)
+    for trainer in before, build():
+        assert torch.equal(trainer.model(batch.source, batch.target), logits)
+        assert all(map(torch.equal, vars(trainer.data.train.batch([0, 1])).values(), vars(batch).values()))
+        assert trainer.config.label_smoothing == TrainConfig().label_smoothing
 
 
-@pytest.mark.parametrize("name", ABLATIONS)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_ablation_trains_and_generates(name, build):
-    state = build(name)
-    before = [parameter.clone() for parameter in state.model.parameters()]
+    trainer = build(name)
+    before = [parameter.clone() for parameter in trainer.model.parameters()]
     for step in range(3):
-        state.update(state.plan(0)[0], step / 3)
-    assert torch.tensor(state.progress.nll).isfinite()
-    after = list(state.model.parameters())
+        trainer.update(trainer.batches(0)[0], step / 3)
+    assert torch.tensor(trainer.progress.nll).isfinite()
+    after = list(trainer.model.parameters())
     assert all(parameter.isfinite().all() for parameter in after)
     assert not all(map(torch.equal, before, after))
-    assert len(generate(state.model.eval(), SOURCE, 5)[0]) == 1
+    assert len(generate(trainer.model.eval(), SOURCE, 5)[0]) == 1
 
 
-def test_a_run_that_diverges_is_told(monkeypatch):
-    monkeypatch.setitem(
-        ABLATIONS,
-        "explosive",
-        ablations.Ablation("", "", lambda state: state.model.output_bias.data.fill_(torch.inf)),
-    )
-    result = experiment(Job("explosive", 0, 3, "cpu"), lambda: None)
+def test_a_run_that_diverges_is_told(ablations, monkeypatch):
+    explode = Ablation("", "", lambda trainer: trainer.model.output_bias.data.fill_(torch.inf))
+    monkeypatch.setitem(ablations.study.ablations, "explosive", explode)
+    result = ablations.experiment(Job("explosive", 0, 3, "cpu"), lambda: None)
     assert result["stopped"] == 0
     assert len(result["curve"]) == 1
     assert "1, 1 diverged" in table([result], {"recall": ("recall", ".1%")})
@@ -228,16 +262,16 @@ def test_the_table_has_mean_and_range():
     assert rows[2:] == [["a", "30.0% (10.0% to 60.0%)", "3"], ["b", "100.0%", "1"]]
 
 
-def test_without_the_default_there_is_a_table_and_no_picture(tmp_path):
-    some = dict.fromkeys(ablations.MEASURES, 0.5) | {"seed": 0, "stopped": None, "example": "", "curve": []}
+def test_without_the_default_there_is_a_table_and_no_picture(ablations, tmp_path):
+    some = dict.fromkeys(ablations.study.measures, 0.5) | {"seed": 0, "stopped": None, "example": "", "curve": []}
     args = Namespace(names=[], seeds=1, epochs=1, output=tmp_path)
-    ablations.write([{"name": name, **some} for name in ("no-scale", "no-positions")], args)
+    ablations.study.write([{"name": name, **some} for name in ("no-scale", "no-positions")], args)
     assert [path.name for path in tmp_path.iterdir()] == ["ablations.md"]
 
 
-def test_a_resumed_run_keeps_what_is_finished(script, tmp_path):
-    """Where nothing is missing, only the table and the picture are made again."""
-    some = dict.fromkeys(ablations.MEASURES, 0.5) | {"stopped": None, "example": ""}
+def test_a_resumed_run_keeps_what_is_finished(script, ablations, tmp_path):
+    """If nothing is missing, only the table and the picture are made again."""
+    some = dict.fromkeys(ablations.study.measures, 0.5) | {"stopped": None, "example": ""}
     curve = [{"epoch": 1, **dict.fromkeys(("train_loss", "recall", "combinations"), 0.5)}]
     results = [
         {"name": name, "seed": 0, "epochs": epochs, "device": "cpu", **some, "curve": curve}
@@ -262,21 +296,21 @@ def test_a_resumed_run_keeps_what_is_finished(script, tmp_path):
     assert "run without --resume first" in err
 
 
-def test_a_resumed_run_keeps_what_it_was_not_asked_for(script, tmp_path, monkeypatch):
+def test_a_resumed_run_keeps_what_it_was_not_asked_for(script, ablations, tmp_path, monkeypatch):
     def result(job):
         point = {"epoch": 1, **dict.fromkeys(("train_loss", "recall", "combinations"), 0.5)}
         return {
             **vars(job),
-            **dict.fromkeys(ablations.MEASURES, 0.5),
+            **dict.fromkeys(ablations.study.measures, 0.5),
             "stopped": None,
             "example": "",
             "curve": [point],
         }
 
-    before = [ablations.Job(name, 0, 1, "cpu") for name in ("default", "no-scale")]
-    other = ablations.Job("no-scale", 5, 9, "cpu")
+    before = [Job(name, 0, 1, "cpu") for name in ("default", "no-scale")]
+    other = Job("no-scale", 5, 9, "cpu")
     write_results([*map(result, before), result(other)], tmp_path / "ablations.jsonl")
-    monkeypatch.setattr(ablations, "side_by_side", lambda _, jobs, *__: map(result, jobs))
+    monkeypatch.setattr(experiments, "run_in_processes", lambda _, jobs, *__: map(result, jobs))
     flags = ["--seeds", "2", "--epochs", "1", "--device", "cpu", "--output", tmp_path, "--resume"]
     assert script("ablations", "default", *flags)[0] == 0
     lines = (tmp_path / "ablations.jsonl").read_text().splitlines()
@@ -284,13 +318,13 @@ def test_a_resumed_run_keeps_what_it_was_not_asked_for(script, tmp_path, monkeyp
     assert found == [("default", 0, 1), ("default", 1, 1), ("no-scale", 0, 1), ("no-scale", 5, 9)]
 
 
-def test_the_list_names_all_with_their_predictions(script):
+def test_the_list_names_all_with_their_predictions(script, ablations):
     status, out, err = script("ablations", "--list")
     assert (status, err) == (0, "")
-    for name, entry in ABLATIONS.items():
+    for name, entry in ablations.study.ablations.items():
         assert f"{name}\n    takes out: {entry.removes}\n    predicted: {entry.prediction}\n" in out
         assert entry.prediction.endswith(".")
-    assert len(ABLATIONS) == 8
+    assert list(ablations.study.ablations) == NAMES
 
 
 @pytest.mark.parametrize(
@@ -316,22 +350,26 @@ def test_an_output_that_is_a_file_is_one_line(script, tmp_path):
     assert (tmp_path / "file").read_text() == "kept"
 
 
-def test_the_readme_shows_the_table(folder):
-    lines = (folder / "samples" / "ablations.md").read_text(encoding="utf-8").splitlines()
-    shown = [line for line in lines if line.startswith("|")]
-    assert "\n".join(shown) in README
-    assert [line.split()[1] for line in shown[2:]] == list(ABLATIONS)
+def test_the_readme_has_the_means_of_the_table():
+    def rows(path):
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if re.match(r"\| (default|no-)", line)]
+        cells = ([cell.split("(")[0] for cell in line.strip("|").split("|")] for line in lines)
+        return [[re.sub(r"[ *]", "", cell) for cell in row[:6]] for row in cells]
+
+    assert rows(FOLDER / "README.md") == rows(FOLDER / "samples" / "ablations.md")
+    assert [name for name, *_ in rows(FOLDER / "README.md")] == NAMES
 
 
-def test_the_readme_adds_an_ablation(folder, command, tmp_path):
+def test_the_lab_adds_an_ablation(ablations, command, tmp_path):
     """The example beside copies of the files, run for an epoch; the default beside it is what it is alone."""
     assert sum(line != "" for line in EXAMPLE.splitlines()) <= 10
-    for file in folder.glob("*.py"):
+    for file in FOLDER.glob("*.py"):
         shutil.copy(file, tmp_path)
-    shutil.copytree(folder / "data", tmp_path / "data")
+    for part in ("data", "seq2seq"):
+        shutil.copytree(FOLDER / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "mine.py").write_text(EXAMPLE, encoding="utf-8")
     name = re.search(r"def (\w+)", EXAMPLE)[1].replace("_", "-")
-    assert f"python3 mine.py {name} --output my-ablations\n" in README
+    assert f"python3 mine.py {name} --output my-ablations\n" in LAB
     flags = [name, "--seeds", "1", "--epochs", "1", "--output", tmp_path / "out", "--device", "cpu"]
     done = command("mine.py", *flags, cwd=tmp_path, folder=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -341,16 +379,17 @@ def test_the_readme_adds_an_ablation(folder, command, tmp_path):
     assert mine["train_loss"] != usual["train_loss"]
     text = (tmp_path / "out" / "ablations.md").read_text(encoding="utf-8")
     assert text.startswith(f"`python3 mine.py {name} --seeds 1 --epochs 1`")
+    assert re.findall(r"- \*\*(.*?)\*\*", text) == ["default", name]
     assert f"\n| {name} " in done.stdout
     assert (tmp_path / "out" / "ablations.png").read_bytes()[:4] == b"\x89PNG"
-    assert usual == experiment(Job("default", 0, 1, "cpu"), lambda: None)
+    assert usual == ablations.experiment(Job("default", 0, 1, "cpu"), lambda: None)
 
 
 JOBS = """
 import os, sys, time
 sys.path.insert(0, {folder!r})
-from cli import run
-from laboratory import side_by_side
+from seq2seq.common.command_line import run_script
+from seq2seq.common.experiments import run_in_processes
 
 def work(job, part_done):
     if job == "breaks":
@@ -361,11 +400,11 @@ def work(job, part_done):
     return {{"job": job, "process": os.getpid()}}
 
 def main():
-    for result in side_by_side(work, {jobs!r}, 2, lambda: None):
+    for result in run_in_processes(work, {jobs!r}, 2, lambda: None):
         print(result["job"], result["process"], flush=True)
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)
 """
 
 
@@ -393,15 +432,15 @@ def test_processes_end_with_their_parent(folder, tmp_path, kind):
     line = [sys.executable, str(file)]
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, start_new_session=True) as parent:
         assert parent.stdout.readline().startswith("short ")  # what is finished is handed on at once
-        team = children(parent.pid)
-        assert len(team) >= 2
+        processes = children(parent.pid)
+        assert len(processes) >= 2
         if kind == signal.SIGINT:
             os.killpg(parent.pid, kind)  # as a terminal sends it: to all of them
         else:
             parent.send_signal(kind)
         parent.wait(timeout=60)
     deadline = time.monotonic() + 30
-    while any(map(there, team)):
+    while any(map(there, processes)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
