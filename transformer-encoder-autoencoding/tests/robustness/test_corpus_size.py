@@ -17,20 +17,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import train_mlm
-from mlm.common import token_store as store
-from mlm.common.batching import Plan
-from mlm.common.distributed import Team
+from mlm import dataset
+from mlm.common import batching, lines, token_store
+from mlm.common.batching import BatchSampler
+from mlm.common.distributed import DistributedContext
 from mlm.common.errors import InputError
-from mlm.common.token_store import Sequences, Store, Writer, gathered, mapped
-from mlm.dataset import Corpus, tokenize
-from mlm.text import Text
+from mlm.common.token_store import Sequences, SequenceWriter, TokenStore, concatenate, open_sequences
+from mlm.dataset import Metadata, MLMDataset, fill_store
+from mlm.text import TextFile, TextSource
 
 FOLDER = Path(train_mlm.__file__).parent
 CPU = torch.device("cpu")
 properties = settings(deadline=None, max_examples=60, derandomize=True, database=None)
 
 
-# ---- plans
+# ---- batches
 
 
 def sequences(lengths):
@@ -39,7 +40,7 @@ def sequences(lengths):
 
 
 def greedy(sides, batch_tokens, rng):
-    """The plan of a corpus that is planned as a whole, sequence by sequence."""
+    """The batches of a corpus that is planned as a whole, sequence by sequence."""
     order = rng.permutation(len(sides[0]))
     order = order[np.lexsort([side.lengths[order] for side in sides])].tolist()
     batches, width = [[order[0]]], max(side.lengths[order[0]] for side in sides)
@@ -60,24 +61,24 @@ LENGTHS = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1
 @given(LENGTHS, st.integers(1, 150), st.integers(0, 1000))
 def test_a_corpus_of_one_block_is_planned_as_a_whole(lengths, batch_tokens, seed):
     for sides in ([sequences(side) for side in zip(*lengths, strict=True)], [sequences(lengths[0])]):
-        plan = Plan(sides, batch_tokens, [seed, 3])
+        plan = BatchSampler(sides, batch_tokens, [seed, 3])
         assert [batch.tolist() for batch in plan] == greedy(sides, batch_tokens, np.random.default_rng([seed, 3]))
 
 
 @properties
 @given(LENGTHS, st.integers(1, 150), st.integers(0, 1000), st.integers(1, 4), st.integers(1, 5))
-def test_a_plan_in_blocks_takes_all_once_and_is_the_same_from_any_position(lengths, batch_tokens, seed, chunk, chunks):
+def test_batches_in_blocks_take_all_once_and_is_the_same_from_any_position(lengths, batch_tokens, seed, chunk, chunks):
     sides = [sequences(side) for side in zip(*lengths, strict=True)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "CHUNK", chunk)
-        patch.setattr(store, "BLOCK", chunk * chunks)
-        plan = [batch.tolist() for batch in Plan(sides, batch_tokens, [seed, 0])]
+        patch.setattr(batching, "CHUNK", chunk)
+        patch.setattr(batching, "BLOCK", chunk * chunks)
+        plan = [batch.tolist() for batch in BatchSampler(sides, batch_tokens, [seed, 0])]
         assert sorted(i for batch in plan for i in batch) == list(range(len(lengths)))
         for batch in plan:
             widths = [max(lengths[i]) for i in batch]
             assert len(batch) * max(widths) <= batch_tokens or len(batch) == 1
-        again = Plan(sides, batch_tokens, [seed, 0])
-        assert len(again) == len(plan) == len(Plan(sides, batch_tokens, [seed, 1]))
+        again = BatchSampler(sides, batch_tokens, [seed, 0])
+        assert len(again) == len(plan) == len(BatchSampler(sides, batch_tokens, [seed, 1]))
         for position in random.Random(seed).sample(range(len(plan)), len(plan)):
             assert again[position].tolist() == plan[position]
         with pytest.raises(IndexError):
@@ -85,12 +86,12 @@ def test_a_plan_in_blocks_takes_all_once_and_is_the_same_from_any_position(lengt
 
 
 def test_blocks_have_something_of_the_whole_corpus_and_come_in_another_order_every_epoch(monkeypatch):
-    monkeypatch.setattr(store, "CHUNK", 4)
-    monkeypatch.setattr(store, "BLOCK", 64)
+    monkeypatch.setattr(batching, "CHUNK", 4)
+    monkeypatch.setattr(batching, "BLOCK", 64)
     sides = [sequences([5] * 640)]
     orders = []
     for epoch in range(3):
-        plan = Plan(sides, 5 * 16, [0, epoch])
+        plan = BatchSampler(sides, 5 * 16, [0, epoch])
         blocks = [np.concatenate([plan[4 * place + i] for i in range(4)]) for place in range(10)]
         orders.append([int(block.min()) for block in blocks])
         for block in blocks:
@@ -106,40 +107,45 @@ def test_blocks_have_something_of_the_whole_corpus_and_come_in_another_order_eve
 def files(tmp_path, training, held_out):
     """A corpus of some hundred lines, long and short, and a file of held-out sentences."""
     rng = random.Random(1)
-    lines = [" ".join(rng.choices(training, k=rng.randint(1, 6))) for _ in range(300)]
-    (tmp_path / "text.txt").write_text("\n".join([*lines, *held_out]), encoding="utf-8")
+    text = [" ".join(rng.choices(training, k=rng.randint(1, 6))) for _ in range(300)]
+    (tmp_path / "text.txt").write_text("\n".join([*text, *held_out]), encoding="utf-8")
     (tmp_path / "held.txt").write_text("\n".join(held_out), encoding="utf-8")
     return tmp_path / "text.txt", tmp_path / "held.txt"
 
 
 def filled(files, tokenizer, folder, max_length=24):
-    text = Text([files[0]], files[1], 0)
-    tokens = Store(folder / "tokens", text.recipe)
-    tokenize(text, tokenizer, max_length, tokens)
-    return text, tokens
+    source = TextSource([TextFile(files[0])], list(TextFile(files[1])))
+    tokens = TokenStore(folder / "tokens", {"made of": "these"})
+    return source, tokens, fill_store(tokens, source, [], tokenizer, max_length)
+
+
+def same_batches(one, other):
+    for mine, others in zip(one.batches(100, 5), other.batches(100, 5), strict=True):
+        assert torch.equal(one.batch(mine), other.batch(others))
 
 
 def test_what_is_read_from_disk_is_what_is_made_in_memory(files, tokenizer, tmp_path):
-    text, tokens = filled(files, tokenizer, tmp_path)
-    on_disk, in_memory = Corpus.open(tokens, tokenizer), Corpus.of(text, tokenizer, 24)
-    assert on_disk.ids.dtype == np.uint16 and len(on_disk.maps) == 3 and not in_memory.maps
-    assert len(on_disk) == len(in_memory) > 300 and on_disk.tokens == in_memory.tokens
-    for mine, other in zip(on_disk.plan(100, 5), in_memory.plan(100, 5), strict=True):
-        assert torch.equal(on_disk.rows(mine), in_memory.rows(other))
-        on_disk.release()
-    assert tokens.read() == {"held_out": None, "sentences": 300, "left_out": 3}
+    source, tokens, metadata = filled(files, tokenizer, tmp_path)
+    on_disk, in_memory = MLMDataset.on_disk(tokens, tokenizer), MLMDataset.in_memory(source, tokenizer, 24)
+    assert on_disk.sequences.ids.dtype == np.uint16 and len(on_disk.sequences.maps) == 3
+    assert not in_memory.sequences.maps and len(on_disk) == len(in_memory) > 300
+    assert on_disk.n_tokens == in_memory.n_tokens
+    same_batches(on_disk, in_memory)
+    on_disk.sequences.release()
+    same_batches(on_disk, in_memory)
+    assert Metadata(**tokens.read()) == metadata == Metadata(held_out=[], n_sentences=300, n_left_out=3)
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(2**16, np.uint16), (2**16 + 1, np.int32)])
 def test_ids_of_any_vocabulary_are_written(tmp_path, vocab_size, dtype):
     pieces = [(np.array([0, vocab_size - 1, 5]), np.array([1, 2])), (np.array([7]), np.array([1]))]
-    with Writer(tmp_path, "some", vocab_size) as writer:
+    with SequenceWriter(tmp_path, "some", vocab_size) as writer:
         for ids, lengths in pieces:
             writer.append(ids, lengths)
     assert len(writer) == 3
-    for written, wanted in zip(mapped(tmp_path, "some"), gathered(pieces), strict=True):
+    for written, wanted in zip(open_sequences(tmp_path, "some"), concatenate(pieces), strict=True):
         assert written.tolist() == wanted.tolist()
-    assert mapped(tmp_path, "some")[0].dtype == dtype
+    assert open_sequences(tmp_path, "some")[0].dtype == dtype
 
 
 # ---- whole or not at all
@@ -154,14 +160,14 @@ def failing(monkeypatch):
     """failing(error) lets the writing of token ids fail midway."""
 
     def fail(error):
-        append = store.Column.append
+        append = token_store.GrowingColumn.append
 
         def half(column, values):
             append(column, values[: len(values) // 2])
             if len(values) > 1:
                 raise error
 
-        monkeypatch.setattr(store.Column, "append", half)
+        monkeypatch.setattr(token_store.GrowingColumn, "append", half)
 
     return fail
 
@@ -189,19 +195,20 @@ def test_a_full_disk_is_one_line(files, script, sizes, tmp_path, failing):
     before = contents(tmp_path)
     status, out, err = script("train_mlm", "--corpus", files[0], "--output", tmp_path / "out", *sizes)
     assert (status, out) == (2, "") and err.count("\n") == 1
-    assert f"{tmp_path / 'out' / 'tokens'}: No space left on device; make room" in err
+    assert f"{tmp_path / 'out' / 'tokens'}: No space left on device; free some space" in err
     assert contents(tmp_path) == before
 
 
 KILLED = """
-import os, sys, train_mlm, store
-append = store.Column.append
+import os, train_mlm
+from mlm.common.token_store import GrowingColumn
+append = GrowingColumn.append
 def half(column, values):
     append(column, values)
     if column.length > 1000:
         os.kill(os.getpid(), 9)
-store.Column.append = half
-train_mlm.run(train_mlm.main)
+GrowingColumn.append = half
+train_mlm.run_script(train_mlm.main)
 """
 
 
@@ -229,38 +236,41 @@ def test_a_folder_of_the_users_own_is_left_alone(files, script, sizes, tmp_path)
 
 @pytest.fixture
 def prepare(files, sizes, tmp_path, monkeypatch):
-    """prepare(*flags) -> the Run that train_mlm.py begins, and whether it had to tokenize."""
+    """prepare(*flags) -> the trainer that train_mlm.py begins with, and what it had to make of the text."""
 
     def begin(*flags):
         line = ["--corpus", files[0], "--output", tmp_path / "out", *sizes, *flags]
-        monkeypatch.setattr(sys, "argv", ["train_mlm.py", *map(str, line)])
+        config, _ = train_mlm.parse_args(list(map(str, line)))
         calls = []
         with monkeypatch.context() as patch:
-            for name in ("tokenize", "train_tokenizer"):
-                old = getattr(train_mlm, name)
-                patch.setattr(train_mlm, name, lambda *a, name=name, old=old: calls.append(name) or old(*a))
-            run, tokenizer = train_mlm.prepare(train_mlm.parse_args(), Team(CPU))
-        return run, tokenizer, calls
+            for name in ("draw_held_out_sentences", "train_tokenizer", "fill_store"):
+                old = getattr(dataset, name)
+                patch.setattr(dataset, name, lambda *a, name=name, old=old: calls.append(name) or old(*a))
+            trainer = train_mlm.build_trainer(config, DistributedContext(CPU))
+        return trainer, calls
 
     return begin
 
 
-def made_from(run):
-    """Of what may not change when a run is resumed, what its token ids depend on."""
-    return [run.identity[name] for name in ("files", "held_out", "vocabulary", "max_length")]
+EVERYTHING = ["draw_held_out_sentences", "train_tokenizer", "fill_store"]
 
 
 def test_an_unchanged_text_is_used_again(prepare, files):
-    first, tokenizer, calls = prepare()
-    assert calls == ["train_tokenizer", "tokenize"]
+    first, calls = prepare()
+    assert calls == EVERYTHING
     os.utime(files[0], (1, 1))
-    again, same, calls = prepare("--learning-rate", 0.1, "--d-ff", 32)
-    assert calls == [] and same.to_str() == tokenizer.to_str()
-    assert again.text.held_out == first.text.held_out and len(first.text.held_out) > 10
-    assert (again.text.sentences, again.text.left_out) == (first.text.sentences, first.text.left_out)
-    assert made_from(again) == made_from(first)
-    for mine, other in zip(again.plan(0), first.plan(0), strict=True):
-        assert torch.equal(again.corpus.rows(mine), first.corpus.rows(other))
+    again, calls = prepare("--learning-rate", 0.1, "--d-ff", 32)
+    assert calls == [] and again.data.tokenizer.to_str() == first.data.tokenizer.to_str()
+    assert again.data.source.held_out == first.data.source.held_out and len(first.data.source.held_out) > 10
+    assert again.data.n_sentences == first.data.n_sentences and again.data.cache_key == first.data.cache_key
+    same_batches(again.data.train, first.data.train)
+
+
+def test_sentences_left_out_are_warned_about_again(prepare, files, capsys):
+    for _ in range(2):
+        prepare("--held-out", files[1])
+        warning = f"left 3 sentences out of training, as they are in {files[1]}"
+        assert capsys.readouterr().err.count(warning) == 1
 
 
 @pytest.mark.parametrize(
@@ -269,12 +279,12 @@ def test_an_unchanged_text_is_used_again(prepare, files):
     ids=lambda flags: flags[0],
 )
 def test_another_way_of_tokenizing_makes_other_tokens(prepare, files, flags):
-    first = prepare()[0]
+    first, _ = prepare()
     flags = [*flags, files[1]] if flags == ["--held-out"] else flags
-    other, _, calls = prepare(*flags)
-    assert calls == ["train_tokenizer", "tokenize"]
-    assert made_from(other) != made_from(first)
-    assert prepare(*flags)[2] == []
+    other, calls = prepare(*flags)
+    assert calls == (EVERYTHING[1:] if "--held-out" in flags else EVERYTHING)
+    assert other.data.cache_key != first.data.cache_key
+    assert prepare(*flags)[1] == []
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -282,14 +292,14 @@ def test_another_text_makes_other_tokens(prepare, files, which):
     held_out = ["--held-out", files[1]]
     prepare(*held_out)
     files[which].write_text("another sentence\n" + files[which].read_text())
-    assert prepare(*held_out)[2] == ["train_tokenizer", "tokenize"]
+    assert prepare(*held_out)[1] == EVERYTHING[1:]
 
 
 def test_a_text_that_is_not_the_resumed_runs_leaves_its_tokens(prepare, files, tmp_path):
-    run = prepare()[0]
-    run.progress.nll_tokens = 1
-    run.evaluate()
-    run.save()
+    trainer, _ = prepare()
+    trainer.progress.nll_tokens = 1
+    trainer.evaluate()
+    trainer.save()
     before = contents(tmp_path / "out")
     files[0].write_text("another sentence\nand one more\n")
     with pytest.raises(InputError, match="belongs to a run with files"):
@@ -297,43 +307,43 @@ def test_a_text_that_is_not_the_resumed_runs_leaves_its_tokens(prepare, files, t
     assert contents(tmp_path / "out") == before
 
 
-def test_what_is_damaged_is_made_anew(prepare, tmp_path):
+def test_what_is_damaged_is_made_again(prepare, tmp_path):
     prepare()
     tokens = tmp_path / "out" / "tokens"
     for content in ("", "[1]", '{"digest": 1}', '{"bytes": 1}', "\xff"):
         (tokens / "meta.json").write_text(content, encoding="latin-1")
-        assert prepare()[2] == ["train_tokenizer", "tokenize"]
+        assert prepare()[1] == EVERYTHING
     for file in ("windows.ids.npy", "tokenizer.json"):
         content = (tokens / file).read_bytes()
         (tokens / file).write_bytes(content[: len(content) // 2])
-        assert prepare()[2] == ["train_tokenizer", "tokenize"]
+        assert prepare()[1] == EVERYTHING
         (tokens / file).unlink()
-        assert prepare()[2] == ["train_tokenizer", "tokenize"]
+        assert prepare()[1] == EVERYTHING
         content = bytearray((tokens / file).read_bytes())
         content[-1] ^= 1
         (tokens / file).write_bytes(content)
-        assert prepare()[2] == ["train_tokenizer", "tokenize"]
+        assert prepare()[1] == EVERYTHING
 
 
 def test_a_run_in_blocks_is_resumed_exactly(prepare, monkeypatch):
-    monkeypatch.setattr(store, "CHUNK", 8)
-    monkeypatch.setattr(store, "BLOCK", 64)
+    monkeypatch.setattr(batching, "CHUNK", 8)
+    monkeypatch.setattr(batching, "BLOCK", 64)
 
     def go(*flags, steps):
-        run = prepare("--max-steps", 40, *flags)[0]
+        trainer, _ = prepare("--max-steps", 40, *flags)
 
         class Within:
             @property
-            def asked(self):
-                return run.progress.step + 1 >= steps  # in the last of them
+            def requested(self):
+                return trainer.progress.step + 1 >= steps  # in the last of them
 
-        run.train(Within())
-        return run
+        trainer.train(Within())
+        return trainer
 
     whole = go(steps=40)
     go(steps=11)
     resumed = go("--resume", steps=40)
-    assert resumed.plan(0).n_blocks > 3 and resumed.progress.step == whole.progress.step == 40
+    assert resumed.batches(0).n_blocks > 3 and resumed.progress.step == whole.progress.step == 40
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], tensor)
 
@@ -343,20 +353,20 @@ def test_a_run_in_blocks_is_resumed_exactly(prepare, monkeypatch):
 
 def test_what_is_held_of_a_text_does_not_grow_with_it(prepare, tmp_path, monkeypatch):
     """The peak of what Python and NumPy hold, from reading to the third step, after one run to warm up."""
-    monkeypatch.setattr(store, "CHUNK", 16)
-    monkeypatch.setattr(store, "BLOCK", 256)
-    monkeypatch.setattr("reading.CHUNK", 100)
+    monkeypatch.setattr(batching, "CHUNK", 16)
+    monkeypatch.setattr(batching, "BLOCK", 256)
+    monkeypatch.setattr(lines, "CHUNK_ITEMS", 100)
     text, held_out, peaks = tmp_path / "many.txt", tmp_path / "held_out.txt", []
     held_out.write_text("the cat sees no bird\n", encoding="utf-8")
-    for lines in (1_000, 1_000, 40_000):
-        text.write_text("".join(f"the cat sees bird {i}\n" for i in range(lines)), encoding="utf-8")
+    for n_lines in (1_000, 1_000, 40_000):
+        text.write_text("".join(f"the cat sees bird {i}\n" for i in range(n_lines)), encoding="utf-8")
         tracemalloc.start()
-        run, *_ = prepare("--corpus", text, "--held-out", held_out, "--vocab-size", 20)
+        trainer, _ = prepare("--corpus", text, "--held-out", held_out, "--vocab-size", 20)
         for position in range(3):
-            run.update(run.plan(0)[position], 0.0)
+            trainer.update(trainer.batches(0)[position], 0.0)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert run.plan(0).n_blocks == 157
+    assert trainer.batches(0).n_blocks == 157
     assert peaks[2] < peaks[1] + 1_500_000
 
 
@@ -365,14 +375,13 @@ def test_what_is_held_of_a_text_does_not_grow_with_it(prepare, tmp_path, monkeyp
 MEASURED = """
 import sys, time
 started = time.time()
-import re, train_mlm, training
-update = training.Run.update
+import re, train_mlm
+update = train_mlm.Trainer.update
 def timed(self, *batch):
-    seen = update(self, *batch)
+    update(self, *batch)
     if self.progress.step == 1:
         print("first", time.time() - started)
-    return seen
-training.Run.update = timed
+train_mlm.Trainer.update = timed
 train_mlm.main()
 status = open("/proc/self/status").read()
 print("peak", int(re.search(r"VmHWM:\\s*(\\d+)", status)[1]) / 1024)
@@ -385,19 +394,19 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, sizes, training):
     many = int(os.environ.get("LINES", "20000"))
     rng, words = np.random.default_rng(0), np.array(" ".join(training).split())
     measured = {}
-    for lines in (many // 10, many):
-        path = tmp_path / f"{lines}.txt"
+    for n_lines in (many // 10, many):
+        path = tmp_path / f"{n_lines}.txt"
         with path.open("w", encoding="utf-8") as file:
-            for start in range(0, lines, 10_000):
-                n = min(10_000, lines - start)
+            for start in range(0, n_lines, 10_000):
+                n = min(10_000, n_lines - start)
                 rows = words[rng.integers(len(words), size=(n, 12))]
                 ends = rng.integers(4, 13, size=n).tolist()
                 file.writelines(
                     f"{' '.join(row[:end])} {start + i}\n"
                     for i, (row, end) in enumerate(zip(rows.tolist(), ends, strict=True))
                 )
-        flags = ["--corpus", path, "--output", tmp_path / str(lines), *sizes, "--max-steps", 3]
-        for state in ("anew", "again"):
+        flags = ["--corpus", path, "--output", tmp_path / str(n_lines), *sizes, "--max-steps", 3]
+        for state in ("first", "again"):
             done = subprocess.run(
                 [sys.executable, "-c", MEASURED, *map(str, flags), "--tokenizer", "bpe"],
                 cwd=FOLDER,
@@ -408,9 +417,9 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, sizes, training):
             assert done.returncode == 0, done.stderr
             figures = dict(line.split() for line in done.stdout.splitlines() if line[:5] in ("first", "peak "))
             first, peak = float(figures["first"]), float(figures["peak"])
-            measured[lines, state] = peak
-            print(f"{lines:12,} lines, {state}: first step after {first:.1f} s, peak {peak:.0f} MiB")
-        notes = json.loads((tmp_path / str(lines) / "tokens" / "meta.json").read_text())["notes"]
-        assert notes["sentences"] + notes["left_out"] == lines
+            measured[n_lines, state] = peak
+            print(f"{n_lines:12,} lines, {state} run: first step after {first:.1f} s, peak {peak:.0f} MiB")
+        noted = json.loads((tmp_path / str(n_lines) / "tokens" / "meta.json").read_text())["metadata"]
+        assert noted["n_sentences"] + noted["n_left_out"] == n_lines
     assert max(measured.values()) < 1000
     assert measured[many, "again"] < measured[many // 10, "again"] + 50
