@@ -1,46 +1,58 @@
 """The benchmark measures what it says: the contestants do the same work, and the products are the model's."""
 
+import sys
+from dataclasses import replace
+
 import pytest
 import torch
 
-import benchmark
-from benchmark import HuggingFace, MatrixProducts, Ours, Plain
-from seq2seq import contestants as benchmark_generation
-from seq2seq.contestants import Task
+import train
+from seq2seq import contestants
+from seq2seq.common.distributed import DistributedContext
+from seq2seq.config import TrainConfig
+from seq2seq.contestants import HuggingFace, Ours, Task, WithoutFastCpu, agreement, matrix_products
 
-SIZES = "--d-model 16 --n-heads 2 --d-ff 24 --n-layers 1 --tokenizer word --batch-tokens 2000 --dropout 0"
+CPU = torch.device("cpu")
+SIZES = {"d_model": 16, "n_heads": 2, "d_ff": 24, "n_layers": 1, "batch_tokens": 2000, "dropout": 0}
+FLAGS = [str(part) for name, value in SIZES.items() for part in (f"--{name.replace('_', '-')}", value)]
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    """The folder of the bundled pairs as token ids."""
+    return tmp_path_factory.mktemp("tokens")
 
 
 @pytest.fixture
-def args(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["benchmark.py", "--device", "cpu", *SIZES.split()])
-    args = benchmark.parse_args()[1]
-    args.precision = "fp32"
-    return args
+def new_trainer(tokens):
+    """new_trainer() -> a small trainer on the bundled pairs."""
+    config = TrainConfig(**SIZES, precision="fp32", output=tokens)
+    return lambda **settings: train.build_trainer(replace(config, **settings), DistributedContext(CPU))
 
 
-def test_contestants_see_every_pair_once_an_epoch(args):
-    field = [Ours(args), Plain(args), HuggingFace(args, grouped=False), HuggingFace(args, grouped=True)]
+def test_contestants_see_every_pair_once_an_epoch(new_trainer):
+    field = [Ours(new_trainer()), WithoutFastCpu(new_trainer())]
+    field += [HuggingFace(new_trainer(), grouped) for grouped in (False, True)]
     for contestant in field:
-        tokens = contestant.state.corpus.target.lengths.sum()
-        seen = 0
-        while seen < tokens:
-            seen += contestant.step(done=0.5)
-        assert seen == tokens
+        n_tokens, seen = contestant.trainer.data.train.target.lengths.sum(), 0
+        while seen < n_tokens:
+            seen += contestant.step()
+        assert seen == n_tokens
 
 
-def test_without_fast_py_the_same_is_learnt(args):
-    ours, plain = Ours(args), Plain(args)
-    for contestant in (ours, plain):
-        contestant.state.optimizers = [torch.optim.SGD(contestant.state.model.parameters(), lr=1e-3)]
-        contestant.step(done=0.0)
-    for a, b in zip(ours.state.model.parameters(), plain.state.model.parameters(), strict=True):
+def test_without_fast_cpu_the_same_is_learnt(new_trainer):
+    ours, usual = Ours(new_trainer()), WithoutFastCpu(new_trainer())
+    for contestant in (ours, usual):
+        contestant.trainer.optimizers = [torch.optim.SGD(contestant.trainer.model.parameters(), lr=1e-3)]
+        contestant.step()
+    for a, b in zip(ours.trainer.model.parameters(), usual.trainer.model.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
 
 
-def test_products_are_those_of_the_model(args):
-    products, config = MatrixProducts(args), Ours(args).state.model.config
-    batch = products.state.corpus.batch(products.state.plan(0)[0])
+def test_products_are_those_of_the_model(new_trainer):
+    trainer = new_trainer()
+    products, config = matrix_products(trainer), trainer.model.config
+    batch = trainer.data.train.batch(trainer.batches(0)[0])
     shapes, tokens = products.steps[0]
     flops = sum(2 * torch.Size(left).numel() * right[-1] for left, right in shapes)
     (B, S), T, D = batch.source.shape, batch.target.size(1), config.d_model
@@ -48,33 +60,34 @@ def test_products_are_those_of_the_model(args):
     decoder = 2 * B * T * (4 * D * D + 2 * D * D + 2 * D * config.d_ff) + 2 * B * S * 2 * D * D
     decoder += 4 * B * T * T * D + 4 * B * T * S * D
     assert flops == encoder + decoder + 2 * tokens * D * config.vocab_size
-    assert products.step(done=0.5) == tokens == (batch.labels >= 0).sum()
+    assert products.step() == tokens == (batch.labels >= 0).sum()
 
 
-def test_the_table(args, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["benchmark.py", "--device", "cpu", "--rounds", "1", *SIZES.split()])
+def test_the_table(script, load_script, monkeypatch):
     peaks = iter([101.0, 102.0, 103.0, 104.0, 105.0])
-    monkeypatch.setattr(benchmark, "peak_of", lambda name: next(peaks))
-    benchmark.main()
-    lines = capsys.readouterr().out.splitlines()
-    rows = [line for line in lines if line.startswith(("ours", "Hugging Face"))]
+    monkeypatch.setattr(load_script("benchmark"), "peak_memory_of", lambda *_: next(peaks))
+    status, out, err = script("benchmark", "training", "--device", "cpu", "--rounds", 1, *FLAGS)
+    assert status == 0, err
+    rows = [line for line in out.splitlines() if line.startswith(("ours", "Hugging Face"))]
     assert len(rows) >= 4 and all(len(row.rsplit(maxsplit=4)) == 5 for row in rows)
     assert rows[0].split()[-1] == "101" and rows[0].split()[-3] == "1.0"
 
 
-def test_memory_is_of_a_process_of_its_own(args):
-    assert 100 < benchmark.peak_of("ours, fp32") < 1500
+def test_memory_is_of_a_process_of_its_own(load_script, folder, monkeypatch):
+    benchmark = load_script("benchmark")
+    monkeypatch.setattr(sys, "argv", [str(folder / "benchmark.py"), "training", "--device", "cpu", *FLAGS])
+    assert 100 < benchmark.peak_memory_of("ours, fp32", benchmark.MEMORY_OF) < 1500
 
 
-def test_generation_is_compared_on_the_same_prompts(trained, monkeypatch, capsys, tmp_path, training):
+def test_generation_is_compared_on_the_same_prompts(script, load_script, trained, monkeypatch, tmp_path, training):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"{source}\n\n" for source, *_ in training[:4]))
     few = [Task("one", 2, 1, 1), Task("batch", 4, 4, 1), Task("beam", 4, 4, 2)]
-    monkeypatch.setattr(benchmark_generation, "TASKS", few)
-    flags = ["--device", "cpu", "--model", str(trained / "model"), "--input", str(prompts), "--rounds", "1"]
-    monkeypatch.setattr("sys.argv", ["benchmark.py", *flags])
-    benchmark.main()
-    lines = capsys.readouterr().out.splitlines()
+    monkeypatch.setattr(load_script("benchmark"), "TASKS", few)
+    flags = ["--device", "cpu", "--model", trained / "model", "--input", prompts, "--rounds", 1]
+    status, out, err = script("benchmark", "generation", *flags)
+    assert status == 0, err
+    lines = out.splitlines()
     assert [line.split()[0] for line in lines if line and "tokens/s  " in line] == ["one", "batch", "beam"]
     same = [line for line in lines if line.startswith("Hugging Face")]
     assert ["2 of 2" in same[0], "4 of 4" in same[1], "4 of 4" in same[2]] == [True] * 3
@@ -85,19 +98,35 @@ def test_generation_is_compared_on_the_same_prompts(trained, monkeypatch, capsys
 def test_agreement_counts_the_same_and_compares_their_scores():
     mine = [([1, 2], -0.5), ([3], -1.0), ([4], -2.0)]
     other = [([1, 2], -0.5), ([3], -1.25), ([5], -9.0)]
-    assert benchmark_generation.agreement(mine, other) == "2 of 3, scores within 2e-01"
+    assert agreement(mine, other) == "2 of 3, scores within 2e-01"
+
+
+def test_every_contestant_of_a_device_has_a_name():
+    names = [list(contestants.training_contestants(None, torch.device(kind), "bf16")) for kind in ("cpu", "cuda")]
+    assert names[0][:3] == ["ours, bf16", "ours, fp32", "ours, fp32, without fast_cpu.py"]
+    assert "ours, bf16, torch.compile" in names[1] and "Hugging Face, bf16, grouped" in names[1]
 
 
 @pytest.mark.parametrize(
     "flags, named",
     [
-        ("--max-minutes 3", "--max-minutes"),
-        ("--output=elsewhere", "--output"),
-        ("--model model --n-layers 3", "--n-layers has no use here beside --model"),
+        ("training --max-minutes 3", "--max-minutes"),
+        ("training --output=elsewhere", "--output"),
+        ("training --model model", "--model"),
+        ("generation --n-layers 3", "--n-layers"),
+        ("generation --model missing", "missing: "),
+        ("training --d-model 30 --n-heads 4", "d_model 30 is not a multiple of n_heads 4 (--d-model)"),
+        ("", "COMMAND"),
     ],
 )
-def test_flags_of_training_that_would_mean_nothing_are_refused(flags, named, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["benchmark.py", *flags.split()])
-    with pytest.raises(SystemExit, match=r"^2$"):
-        benchmark.main()
-    assert named in capsys.readouterr().err
+def test_a_mistake_is_one_line(script, flags, named):
+    status, out, err = script("benchmark", *flags.split())
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert named in err
+
+
+def test_help_names_every_flag(script):
+    for command, flags in (("training", ["--pairs", "--seed", "--rounds"]), ("generation", ["--model", "--input"])):
+        status, out, _ = script("benchmark", command, "--help")
+        assert status == 0 and all(flag in out for flag in [*flags, "--device"])
+        assert "--epochs" not in out and "--output" not in out
