@@ -1,37 +1,26 @@
-"""The scripts as a user runs them: what they print, what they write, and nothing besides."""
+"""inference.py and visualize_attention.py as a user runs them: what they print, what they write, and nothing
+besides."""
 
 import json
-import os
 import random
 import re
-import shutil
-import signal
 import struct
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from tqdm import tqdm
 
 from inference import output_to
-from seq2seq import marian as pretrained
+from seq2seq import marian
+from seq2seq.common.command_line import flag_name
+from seq2seq.common.plots import entropy, select_map
+from seq2seq.config import TrainConfig
 from seq2seq.tokenizer import UNK
+from seq2seq.translator import GenerationConfig, Session
 
-FOLDER = Path(__file__).parent.parent
-MODEL_FILES = {
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-}
-TOKENS = {"meta.json", "tokenizer.json"} | {
-    f"{side}.{part}.npy" for side in ("source", "target") for part in ("ids", "lengths", "offsets")
-}
-SAMPLES = {"metrics.jsonl", "metrics.json", "loss_curve.png", "outputs.tsv"}
 PICTURES = {"attention_heatmap.png", "decoder_self_attention.png", "attention_heads.png"}
 
 
@@ -69,7 +58,7 @@ def test_prompts_are_answered(ask, training):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_a_line_answers_a_line(ask, training, tmp_path, batch_size, capsys):
+def test_a_line_answers_a_line(ask, training, tmp_path, batch_size):
     pairs = [*training, ("", "", ""), *training[:3]]
     random.Random(0).shuffle(pairs)
     prompts, answers = ("".join(pair[i] + "\n" for pair in pairs) for i in (0, 1))
@@ -154,7 +143,7 @@ def test_unknown_words_of_a_file_are_named_once(script, trained, tmp_path):
 
 
 def test_a_line_that_cannot_be_answered_is_told_before_any_is(script, trained, tmp_path, monkeypatch):
-    monkeypatch.setattr("inference.generate_all", lambda *args: pytest.fail("a line was answered"))
+    monkeypatch.setattr(Session, "generate", lambda *args: pytest.fail("a line was answered"))
     (tmp_path / "in.txt").write_text("Good morning\n" * 3000 + "cook " * 50, encoding="utf-8")
     flags = ["--model", trained / "model", "--batch-size", 1, "--input", tmp_path / "in.txt"]
     status, out, err = script("inference", *flags)
@@ -168,9 +157,9 @@ def test_blank_lines_are_counted_without_a_bar_too(script, trained, tmp_path, mo
     assert "in.txt: 2 blank lines, left blank" in err
 
 
-def test_unknown_words_of_a_pipe_are_named_before_a_bad_line(trained, tmp_path):
+def test_unknown_words_of_a_pipe_are_named_before_a_bad_line(trained, folder):
     lines = "The zebra eats\n" * 40 + "cook " * 50
-    line = [sys.executable, FOLDER / "inference.py", "--model", trained / "model", "--batch-size", 1]
+    line = [sys.executable, folder / "inference.py", "--model", trained / "model", "--batch-size", 1]
     done = subprocess.run(list(map(str, line)), input=lines, capture_output=True, text=True)
     assert done.returncode == 2 and len(done.stdout.splitlines()) == 32
     first, last = done.stderr.splitlines()
@@ -191,7 +180,7 @@ def test_a_line_answers_a_line_even_of_a_model_that_says_line_breaks(tmp_path, s
     with torch.no_grad():
         for token in ("Ċ", "č", "a"):
             model.output_bias[bpe.token_to_id(token)] = 8
-    pretrained.save(tmp_path / "model", model, bpe)
+    marian.save(tmp_path / "model", model, bpe)
     flags = ["--model", tmp_path / "model", "--sample"]
     status, out, _ = script("inference", *flags, stdin=b"one\ntwo\nthree\n")
     assert status == 0 and len(re.split("\r\n|\n|\r", out.rstrip("\n"))) == 3
@@ -225,8 +214,6 @@ def test_a_layer_and_head_are_chosen(script, trained, tmp_path):
 
 
 def test_maps_are_means_over_what_is_not_chosen():
-    from visualize_attention import choose, entropy
-
     weights = torch.rand(2, 3, 4, 5).softmax(dim=-1)
     for layer, head, expected in [
         (None, None, weights.mean(dim=(0, 1))),
@@ -234,7 +221,7 @@ def test_maps_are_means_over_what_is_not_chosen():
         (None, 3, weights[:, 2].mean(dim=0)),
         (1, 2, weights[0, 1]),
     ]:
-        torch.testing.assert_close(choose(weights, layer, head)[0], expected)
+        torch.testing.assert_close(select_map(weights, layer, head)[0], expected)
     assert entropy(torch.full((3, 8), 1 / 8)).item() == pytest.approx(3)
     assert entropy(torch.eye(4)).item() == pytest.approx(0, abs=1e-6)
 
@@ -243,7 +230,7 @@ def test_an_output_that_fills_all_positions_is_drawn(script, tmp_path, make_mode
     model = make_model(tokenizer.get_vocab_size())
     with torch.no_grad():
         model.output_bias[0] = -100  # </s> never comes
-    pretrained.save(tmp_path / "model", model, tokenizer)
+    marian.save(tmp_path / "model", model, tokenizer)
     status, *_ = script("visualize_attention", "--model", tmp_path / "model", "--output", tmp_path, "Good morning")
     assert status == 0 and files_in(tmp_path) >= PICTURES
 
@@ -257,20 +244,28 @@ def test_a_prompt_is_drawn_as_it_stands(script, trained, tmp_path, prompt):
 # ----------------------------------------------------------------------------------- all scripts
 
 
-@pytest.mark.parametrize("name", ["inference", "visualize_attention"])
+FLAGS = {
+    "train": [flag_name(name) for name in TrainConfig.__dataclass_fields__],
+    "inference": [
+        *(flag_name(name) for name in GenerationConfig.__dataclass_fields__),
+        *("--model", "--input", "--output", "--references", "--json"),
+    ],
+    "visualize_attention": ["--model", "--output", "--layer", "--head", "--html"],
+}
+
+
+@pytest.mark.parametrize("name", FLAGS)
 def test_help_names_every_flag(script, name):
     status, out, err = script(name, "--help")
     assert status == 0 and err == ""
-    source = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
-    flags = set(re.findall(r'^ +(?:add\()?"(--[a-z-]+)"', source, re.M)) | {"--device", "--help"}
-    assert len(flags) > 5 and all(flag in out for flag in flags)
+    assert set(re.findall(r"^  (?:-h, )?(--[a-z-]+)", out, re.M)) == {*FLAGS[name], "--device", "--help"}
     assert f"python3 {name}.py" in out
 
 
-def test_starting_imports_only_what_is_used(trained):
+def test_starting_imports_only_what_is_used(trained, folder):
     """PyTorch's compiler alone takes as long to import as PyTorch itself."""
     flags = ["--model", trained / "model", "--device", "cpu", "What is the capital of France?"]
-    command = [sys.executable, "-X", "importtime", FOLDER / "inference.py", *flags]
+    command = [sys.executable, "-X", "importtime", folder / "inference.py", *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert {"torch", "tokenizers"} <= imported
@@ -302,10 +297,10 @@ def test_what_is_read_is_not_written_over(script, trained, tmp_path, training, f
     assert output.read_text(encoding="utf-8") == training[0][0] + "\n"
 
 
-def test_an_output_that_is_standard_output_is_added_to(trained, tmp_path, training):
+def test_an_output_that_is_standard_output_is_added_to(trained, folder, tmp_path, training):
     log = tmp_path / "log.txt"
     log.write_text("precious\n")
-    line = [sys.executable, FOLDER / "inference.py", "--model", trained / "model", "--device", "cpu"]
+    line = [sys.executable, folder / "inference.py", "--model", trained / "model", "--device", "cpu"]
     with log.open("a") as stream:
         subprocess.run([*line, "--output", "/dev/stdout", training[0][0]], stdout=stream, check=True)
     assert log.read_text(encoding="utf-8").startswith("precious\nInput : ")
