@@ -11,21 +11,22 @@ import pytest
 import torch
 
 import train_mlm
-from mlm.common.distributed import Team
+from mlm.common.distributed import DistributedContext
 from mlm.common.errors import InputError
 
 SCRIPT = Path(train_mlm.__file__)
+CPU = torch.device("cpu")
 ACTING = """
 import os, signal, sys
 sys.path.insert(0, {folder!r})
-import {module} as script
-old = script.Run.update
+import train_mlm as script
+old = script.Trainer.update
 def update(self, *args):
     if self.progress.step == 3 and os.environ["RANK"] == "1":
         {act}
     return old(self, *args)
-script.Run.update = update
-script.run(script.main)
+script.Trainer.update = update
+script.run_script(script.main)
 """
 
 
@@ -49,12 +50,12 @@ def curve(folder):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_shares_are_every_member_once():
+def test_shards_are_every_member_once():
     batch = np.arange(7)
-    shares = [Team(torch.device("cpu"), rank, 3).share(batch) for rank in range(3)]
-    assert sorted(np.concatenate(shares)) == list(batch)
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
-    assert Team(torch.device("cpu"), 4, 5).share(np.arange(3)).size == 0
+    shards = [DistributedContext(CPU, rank, 3).shard(batch) for rank in range(3)]
+    assert sorted(np.concatenate(shards)) == list(batch)
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+    assert DistributedContext(CPU, 4, 5).shard(np.arange(3)).size == 0
 
 
 def test_two_processes_learn_what_one_does_and_another_number_goes_on(flags, tmp_path, script):
@@ -89,7 +90,7 @@ def second_that(flags, tmp_path):
 
     def go(act, *more):
         acting = tmp_path / "acting.py"
-        acting.write_text(ACTING.format(folder=str(SCRIPT.parent), module=SCRIPT.stem, act=act))
+        acting.write_text(ACTING.format(folder=str(SCRIPT.parent), act=act))
         return torchrun(2, acting, *flags, "--max-steps", 50, "--output", tmp_path / "out", *more)
 
     return go
@@ -103,13 +104,13 @@ def test_a_process_that_dies_ends_the_run_with_a_message(second_that, tmp_path):
     assert not (tmp_path / "out" / "model").exists()
 
 
-def test_an_interrupt_of_one_process_stops_all_and_what_is_learnt_is_kept(second_that, tmp_path):
+def test_an_interrupt_of_one_process_stops_all_and_what_is_learnt_is_kept(second_that, flags, script, tmp_path):
     done = second_that("os.kill(os.getpid(), signal.SIGINT)")
     assert done.returncode != 0 and "interrupted" in done.stderr
     state = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)
     assert state["progress"]["step"] == 4
     assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
-    assert second_that("pass", "--resume", "--max-steps", 6).returncode == 0
+    assert script(SCRIPT.stem, *flags, "--resume", "--max-steps", 6, "--output", tmp_path / "out")[0] == 0
 
 
 def test_a_loss_that_is_no_number_in_one_process_stops_all(second_that, tmp_path):
@@ -121,7 +122,7 @@ def test_a_loss_that_is_no_number_in_one_process_stops_all(second_that, tmp_path
 
 def test_a_rank_that_no_torchrun_has_set_is_none(monkeypatch):
     monkeypatch.setenv("RANK", "1")  # as some clusters do
-    assert Team.join(torch.device("cpu")) == Team(torch.device("cpu"))
+    assert DistributedContext.join(CPU) == DistributedContext(CPU)
 
 
 def test_a_process_without_a_device_of_its_own_is_refused(monkeypatch):
@@ -133,7 +134,7 @@ def test_a_process_without_a_device_of_its_own_is_refused(monkeypatch):
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(InputError, match="more processes than GPUs; take --nproc-per-node 1"):
-        Team.join(torch.device("cuda"))
-    with pytest.raises(InputError, match="take --device cpu"):
-        Team.join(torch.device("mps"))
+    with pytest.raises(InputError, match="more processes than GPUs; start 1"):
+        DistributedContext.join(torch.device("cuda"))
+    with pytest.raises(InputError, match="train on the CPU"):
+        DistributedContext.join(torch.device("mps"))
