@@ -29,7 +29,7 @@ from .tokenizer import MASK, UNK, SpecialIds
 
 TOP_K, TOP_K_RANGE = 5, int_in(1)
 FILL_CHUNK, SCORE_CHUNK = 512, 64  # sentences that are read, and answered, at a time
-MAX_UNKNOWN = 1000  # words that are remembered
+MAX_UNKNOWN = 1000  # unknown words that are remembered
 
 Check = Callable[[str, list[int]], None]  # refuses a text with these ids, or does nothing
 
@@ -65,8 +65,8 @@ class MaskFiller:
         return found[0] if isinstance(sentences, str) else found
 
     def score(self, sentences: str | Iterable[str]) -> dict | list[dict]:
-        """Measure how likely a model finds a sentence, or each of several: a dict, as score_each yields it, or a
-        list of them."""
+        """Score a sentence, or each of several. Return of one sentence a dict as score_each yields it; of several
+        sentences a list of that."""
         found = list(self.score_each(numbered(sentences)))
         return found[0] if isinstance(sentences, str) else found
 
@@ -101,9 +101,8 @@ class MaskFiller:
     def read(
         self, sentences: Iterable[Sentence], check: Check, size: int
     ) -> Iterator[tuple[tuple[str, ...], tuple[list[int], ...]]]:
-        """Yield the texts and the ids of at most `size` sentences at a time. Of words that the model does not
-        know, one warning is given at the end."""
-
+        """Yield the texts and the ids of at most `size` sentences at a time. One warning, at the end, names the words
+        that the model does not know."""
         with collect_unknown_words() as unknown:
             encoded = ((sentence.text, self.encode(sentence, unknown, check)) for sentence in sentences)
             for chunk in chunks(encoded, size):
@@ -136,7 +135,7 @@ class MaskFiller:
             shown = text if len(text) < 80 else f"{text[:79]}…"
             raise InputError(f"no {MASK} in {shown!r}; write {MASK} for the word to fill in, or score it", "score")
         if seen != text.count(MASK):
-            raise InputError(f"of {text.count(MASK)} {MASK} the tokenizer sees {seen}; put spaces around them")
+            raise InputError(f"has {text.count(MASK)} {MASK}, but the tokenizer sees {seen}; put spaces around them")
 
     def check_no_mask(self, _: str, ids: list[int]) -> None:
         """Refuse a sentence that cannot be scored."""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from tokenizers import AddedToken, Tokenizer
 
 from mlm import MaskFiller, filler
 from mlm.common.errors import InputError
@@ -192,6 +193,14 @@ def test_a_model_directory_is_named_by_a_path_or_a_string(trained, loaded):
 def test_bad_input_raises_input_error(loaded, sentences, top_k, reason):
     with pytest.raises(InputError, match=reason):
         loaded(sentences, top_k)
+
+
+def test_masks_that_the_tokenizer_does_not_see_are_no_gaps(loaded, tokenizer):
+    """A tokenizer may need spaces around a [MASK]; what is filled in must belong to the gap that is shown."""
+    strict = Tokenizer.from_str(tokenizer.to_str())
+    strict.add_special_tokens([AddedToken(MASK, special=True, single_word=True)])
+    with pytest.raises(InputError, match=r"^sentence 1: has 2 \[MASK\], but the tokenizer sees 1; put spaces around"):
+        MaskFiller(loaded.model, strict)(f"the {MASK} un{MASK}")
 
 
 def test_a_sentence_with_a_mask_has_no_score(loaded):
