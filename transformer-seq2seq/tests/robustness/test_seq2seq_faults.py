@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 
 import train
 from seq2seq.common import checkpoint
-from seq2seq.common.distributed import Team
+from seq2seq.common.distributed import DistributedContext
 from seq2seq.common.errors import InputError
-from seq2seq.common.files import claimed
-from seq2seq.training import Run
+from seq2seq.common.files import output_lock
+from train import Trainer
 
 # saves after every update, so that a kill often hits a save
-EAGER = "import train, training; training.SAVE_SECONDS = 0; train.run(train.main)"
+EAGER = "import train; train.SAVE_SECONDS = 0; train.run_script(train.main)"
 STEPS = 60
 EVERY = 50  # updates from one evaluation to the next
 FOLDER = Path(train.__file__).parent
@@ -47,9 +47,9 @@ def start(flags, *how):
 
 def outcome(folder):
     """Weights, curve and figures of a finished run, without its seconds."""
-    lines = (folder / "samples" / "metrics.jsonl").read_text().splitlines()
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
     curve = [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
-    figures = json.loads((folder / "samples" / "metrics.json").read_text()) | {"seconds": 0}
+    figures = json.loads((folder / "metrics.json").read_text()) | {"seconds": 0}
     return load_file(folder / "model" / "model.safetensors"), curve, figures
 
 
@@ -80,7 +80,7 @@ def test_a_finished_run_is_resumed_to_the_same_figures(tmp_path, flags, script):
     """As after a kill between the last state and the last figure."""
     assert script("train", *flags(tmp_path / "out"))[0] == 0
     expected = outcome(tmp_path / "out")
-    (tmp_path / "out" / "samples" / "metrics.json").unlink()
+    (tmp_path / "out" / "metrics.json").unlink()
     assert script("train", *flags(tmp_path / "out"), "--resume")[0] == 0
     weights, curve, figures = outcome(tmp_path / "out")
     assert all(torch.equal(weights[name], expected[0][name]) for name in weights)
@@ -101,21 +101,21 @@ def test_a_continuation_with_another_budget_is_recorded(tmp_path, flags, script)
 
 @pytest.fixture
 def interrupted(flags, tmp_path, monkeypatch, capsys):
-    """A run of which the states after steps 1 and 2 are kept: its folder, and what begins it anew."""
-    monkeypatch.setattr("training.SAVE_SECONDS", 0)
+    """A run of which the states after steps 1 and 2 are kept: its folder, and the function that begins it."""
+    monkeypatch.setattr(train, "SAVE_SECONDS", 0)
 
     def begin(*more):
-        monkeypatch.setattr("sys.argv", ["train.py", *flags(tmp_path / "out"), *more])
-        return train.prepare(train.parse_args(), Team(torch.device("cpu")))[0]
+        config, _ = train.parse_args([*flags(tmp_path / "out"), *more])
+        return train.build_trainer(config, DistributedContext(torch.device("cpu")))
 
-    run = begin()
+    trainer = begin()
 
     class WithinTheSecond:
         @property
-        def asked(self):
-            return run.progress.step == 1
+        def requested(self):
+            return trainer.progress.step == 1
 
-    run.train(WithinTheSecond())
+    trainer.train(WithinTheSecond())
     capsys.readouterr()
     return tmp_path / "out", begin
 
@@ -135,10 +135,9 @@ def test_a_damaged_state_falls_back_to_the_one_before_and_says_so(interrupted, c
     path = folder / "checkpoint.pt"
     content = path.read_bytes()
     path.write_bytes(content[: int(left * len(content)) if isinstance(left, float) else left])
-    run = begin("--resume")
-    assert run.progress.step == 1
+    assert begin("--resume").progress.step == 1
     (warning,) = capsys.readouterr().err.splitlines()
-    assert "checkpoint.pt: is damaged" in warning and "the one before" in warning
+    assert "checkpoint.pt: is damaged" in warning and "resuming from the previous one" in warning
 
 
 def test_a_flipped_bit_is_damage(interrupted, capsys):
@@ -150,7 +149,7 @@ def test_a_flipped_bit_is_damage(interrupted, capsys):
     assert "checkpoint.pt: is damaged" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("part", [{"identity": None}, {"progress": {"unheard of": 1}}, {"model": None}])
+@pytest.mark.parametrize("part", [{"run_config": None}, {"progress": {"unheard of": 1}}, {"model": None}])
 def test_a_state_of_another_make_falls_back_as_well(interrupted, capsys, part):
     folder, begin = interrupted
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
@@ -173,8 +172,7 @@ def test_a_state_that_may_not_be_read_is_not_called_damaged(interrupted, monkeyp
 def test_a_kill_between_two_renames_loses_nothing(interrupted):
     folder, begin = interrupted
     os.replace(folder / "checkpoint.pt", folder / "checkpoint.before.pt")
-    run = begin("--resume")
-    assert run.progress.step == 2
+    assert begin("--resume").progress.step == 2
 
 
 def test_two_damaged_states_are_refused(interrupted):
@@ -201,10 +199,10 @@ def test_a_full_disk_keeps_the_states_there_are(interrupted, monkeypatch):
 
 def test_two_runs_do_not_write_into_one_folder(flags, tmp_path, script):
     out = tmp_path / "new" / "out"
-    with claimed(out):
+    with output_lock(out):
         status, _, err = script("train", *flags(out))
     assert status == 2 and err.splitlines()[-1].endswith(
-        f"--output {out}: another run is writing there; wait for its end, or name another folder"
+        f"{out}: another run is writing there; wait until it ends, or name another folder (--output)"
     )
     assert not (tmp_path / "new").exists()  # it was empty
 
@@ -213,7 +211,8 @@ def test_a_run_that_did_not_end_is_not_written_over_without_a_word(interrupted, 
     folder, begin = interrupted
     begin()
     (warning,) = capsys.readouterr().err.splitlines()
-    assert f"{folder / 'checkpoint.pt'}: is of a run that did not end" in warning and "--resume" in warning
+    assert f"{folder / 'checkpoint.pt'}: overwriting the checkpoint of an unfinished run" in warning
+    assert "--resume" in warning
     begin("--resume")
     (folder / "model").mkdir()
     (folder / "model" / "config.json").write_text("{}")  # it ended after all
@@ -222,13 +221,13 @@ def test_a_run_that_did_not_end_is_not_written_over_without_a_word(interrupted, 
 
 
 class AfterSteps:
-    """Stands for Interrupt: asks to stop once a run has made so many updates."""
+    """Stands for Interrupt: requested once a run has made this number of updates."""
 
     def __init__(self, steps):
         self.left = steps + 1
 
     @property
-    def asked(self):
+    def requested(self):
         self.left -= 1
         return self.left < 0
 
@@ -256,20 +255,20 @@ def test_an_interrupt_of_the_report_leaves_no_figures_of_another_model(flags, tm
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("evaluation.report", interrupted)
+    monkeypatch.setattr(train, "write_report", interrupted)
     assert script("train", *flags(out), "--seed", 1)[0] == 130
-    assert not (out / "samples" / "metrics.json").exists()
+    assert not (out / "metrics.json").exists()
 
 
 def test_an_interrupt_evaluates_what_was_learnt_since_the_last_time(flags, tmp_path, script, monkeypatch):
-    seen, evaluate = [], Run.evaluate
+    seen, evaluate = [], Trainer.evaluate
     monkeypatch.setattr(train, "Interrupt", lambda: AfterSteps(EVERY + 5))
-    monkeypatch.setattr(Run, "evaluate", lambda run: (seen.append(run.progress.step), evaluate(run)))
-    folder = tmp_path / "out" / "samples"
-    folder.mkdir(parents=True)
-    for stale in ("metrics.json", "loss_curve.png"):  # as of a run before
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: (seen.append(self.progress.step), evaluate(self)))
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for stale in ("metrics.json", "loss_curve.png"):  # left by an earlier run
         (folder / stale).touch()
-    status, _, err = script("train", *flags(tmp_path / "out"))
+    status, _, err = script("train", *flags(folder))
     assert status == 130, err
     assert len(seen) == 2 and seen[1] > seen[0]
     lines = (folder / "metrics.jsonl").read_text().splitlines()
@@ -281,9 +280,9 @@ def test_a_reader_who_has_left_loses_no_file(flags, tmp_path, script, monkeypatc
     def print(*_, **__):
         raise InputError("nobody reads this")
 
-    monkeypatch.setattr("evaluation.print", print, raising=False)
-    script("train", *flags(tmp_path / "out"))
-    folder = tmp_path / "out" / "samples"
+    monkeypatch.setattr("seq2seq.metrics.print", print, raising=False)
+    folder = tmp_path / "out"
+    script("train", *flags(folder))
     assert (folder / "metrics.json").stat().st_size and (folder / "loss_curve.png").stat().st_size
 
 
@@ -303,14 +302,14 @@ def test_a_progress_bar_that_nobody_reads_any_more_loses_no_step(flags, tmp_path
 
 
 def test_a_run_that_diverges_late_still_gives_a_model(flags, tmp_path, script, monkeypatch):
-    update, when = Run.update, [EVERY + 3]
+    update, when = Trainer.update, [EVERY + 3]
 
-    def diverging(run, *args):
-        if run.progress.step in when:
-            run.check_finite(float("nan"))
-        return update(run, *args)
+    def diverging(self, *args):
+        if self.progress.step in when:
+            self.check_finite(float("nan"))
+        update(self, *args)
 
-    monkeypatch.setattr(Run, "update", diverging)
+    monkeypatch.setattr(Trainer, "update", diverging)
     status, _, err = script("train", *flags(tmp_path / "out"))
     assert status == 2 and "--resume --max-steps 1" in err.splitlines()[-1]
     status, _, err = script("train", *flags(tmp_path / "out"), "--resume", "--max-steps", 1)

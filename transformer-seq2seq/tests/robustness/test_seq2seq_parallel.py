@@ -11,21 +11,21 @@ import pytest
 import torch
 
 import train
-from seq2seq.common.distributed import Team
+from seq2seq.common.distributed import DistributedContext
 from seq2seq.common.errors import InputError
 
 SCRIPT = Path(train.__file__)
 ACTING = """
 import os, signal, sys
 sys.path.insert(0, {folder!r})
-import {module} as script
-old = script.Run.update
+import train
+old = train.Trainer.update
 def update(self, *args):
     if self.progress.step == 3 and os.environ["RANK"] == "1":
         {act}
-    return old(self, *args)
-script.Run.update = update
-script.run(script.main)
+    old(self, *args)
+train.Trainer.update = update
+train.run_script(train.main)
 """
 
 
@@ -45,19 +45,18 @@ def torchrun(processes, script, *flags):
 
 
 def curve(folder):
-    (path,) = folder.rglob("metrics.jsonl")
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_shares_are_every_member_once():
+def test_shards_are_every_member_once():
     batch = np.arange(7)
-    shares = [Team(torch.device("cpu"), rank, 3).share(batch) for rank in range(3)]
-    assert sorted(np.concatenate(shares)) == list(batch)
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
-    assert Team(torch.device("cpu"), 4, 5).share(np.arange(3)).size == 0
+    shards = [DistributedContext(torch.device("cpu"), rank, 3).shard(batch) for rank in range(3)]
+    assert sorted(np.concatenate(shards)) == list(batch)
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+    assert DistributedContext(torch.device("cpu"), 4, 5).shard(np.arange(3)).size == 0
 
 
-def test_two_processes_learn_what_one_does_and_another_number_goes_on(flags, tmp_path, script):
+def test_two_processes_learn_what_one_does_and_another_number_continues(flags, tmp_path, script):
     one, two = tmp_path / "one", tmp_path / "two"
     name = SCRIPT.stem
     flags = [*flags, "--optimizer", "muon"]
@@ -90,7 +89,7 @@ def second_that(flags, tmp_path):
 
     def go(act, *more):
         acting = tmp_path / "acting.py"
-        acting.write_text(ACTING.format(folder=str(SCRIPT.parent), module=SCRIPT.stem, act=act))
+        acting.write_text(ACTING.format(folder=str(SCRIPT.parent), act=act))
         return torchrun(2, acting, *flags, "--max-steps", 50, "--output", tmp_path / "out", *more)
 
     return go
@@ -120,9 +119,9 @@ def test_a_loss_that_is_no_number_in_one_process_stops_all(second_that, tmp_path
     assert not (tmp_path / "out" / "checkpoint.pt").exists()
 
 
-def test_a_rank_that_no_torchrun_has_set_is_none(monkeypatch):
+def test_a_rank_that_torchrun_has_not_set_is_ignored(monkeypatch):
     monkeypatch.setenv("RANK", "1")  # as some clusters do
-    assert Team.join(torch.device("cpu")) == Team(torch.device("cpu"))
+    assert DistributedContext.join(torch.device("cpu")) == DistributedContext(torch.device("cpu"))
 
 
 def test_a_process_without_a_device_of_its_own_is_refused(monkeypatch):
@@ -134,7 +133,7 @@ def test_a_process_without_a_device_of_its_own_is_refused(monkeypatch):
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(InputError, match="more processes than GPUs; take --nproc-per-node 1"):
-        Team.join(torch.device("cuda"))
-    with pytest.raises(InputError, match="take --device cpu"):
-        Team.join(torch.device("mps"))
+    with pytest.raises(InputError, match="more processes than GPUs; start 1, or train on the CPU"):
+        DistributedContext.join(torch.device("cuda"))
+    with pytest.raises(InputError, match="cannot share an Apple GPU; train on the CPU"):
+        DistributedContext.join(torch.device("mps"))
