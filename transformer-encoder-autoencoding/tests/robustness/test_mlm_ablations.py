@@ -11,54 +11,66 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-import ablations
 import train_mlm
-from ablations import ABLATIONS, Job, experiment
+from encoder import EncoderLayer
 from masking import IGNORE
-from mlm.common.distributed import Team
-from mlm.common.experiments import table, write_results
+from mlm.common import experiments
+from mlm.common.distributed import DistributedContext
+from mlm.common.experiments import Ablation, Job, table, write_results
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-EXAMPLE = re.search(r"```python\n(.*?@ablation.*?)```", README, re.DOTALL)[1]
+FOLDER = Path(__file__).parents[2]
+LAB = (FOLDER / "LAB.md").read_text(encoding="utf-8")
+EXAMPLE = re.search(r"```python\n(.*?@study.ablation.*?)```", LAB, re.DOTALL)[1]
+NAMES = [
+    "default",
+    "no-positions",
+    "no-scale",
+    "one-head",
+    "no-residual",
+    "no-layer-norm",
+    "no-feed-forward",
+    "always-mask",
+    "all-positions",
+]
 
 
 @pytest.fixture
-def build(tmp_path, training, held_out, sizes):
-    """build(name) -> a small run without what the ablation takes out, its model in evaluation mode. All have
+def ablations(load_script):
+    """The module ablations.py."""
+    return load_script("ablations")
+
+
+@pytest.fixture
+def build(ablations, tmp_path, training, held_out, sizes):
+    """build(name) -> a small trainer without what the ablation takes out, its model in evaluation mode. All have
     the same weights, none of which has its initial value."""
 
     texts = {"train": [*training, "a bird eats"], "held_out": held_out}
     for file, sentences in texts.items():
         (tmp_path / f"{file}.txt").write_text("".join(f"{line}\n" for line in sentences), encoding="utf-8")
-    files = [
-        "--corpus",
-        tmp_path / "train.txt",
-        "--held-out",
-        tmp_path / "held_out.txt",
-        "--output",
-        tmp_path,
-    ]
+    files = ["--corpus", tmp_path / "train.txt", "--held-out", tmp_path / "held_out.txt", "--output", tmp_path]
+    config, _ = train_mlm.parse_args([*sizes, *map(str, files)])
 
     def make(name="default"):
-        args = train_mlm.parse_args([*sizes, "--device", "cpu", *map(str, files), "--output", str(tmp_path)])
-        state, _ = train_mlm.prepare(args, Team(torch.device("cpu")))
+        trainer = train_mlm.build_trainer(config, DistributedContext(torch.device("cpu")))
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
-            for parameter in state.model.parameters():
+            for parameter in trainer.model.parameters():
                 parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
-        ABLATIONS[name].take_out(state)
-        state.model.eval()
-        return state
+        ablations.study.ablations[name].apply(trainer)
+        trainer.model.eval()
+        return trainer
 
     return make
 
 
-def first_layer(state):
-    return state.model.encoder.layers[0]
+def first_layer(trainer):
+    return trainer.model.encoder.layers[0]
 
 
 @pytest.fixture
@@ -71,20 +83,20 @@ def x():
 
 def test_without_positions_the_words_order_is_not_seen(build):
     order = torch.tensor([0, 3, 1, 5, 2, 4])
-    ids = build().corpus.rows([0])[:, :6]
+    ids = build().data.train.batch([0])[:, :6]
 
-    def moves(state):
-        return not torch.allclose(state.model(ids[:, order]), state.model(ids)[:, order], atol=1e-4)
+    def moves(trainer):
+        return not torch.allclose(trainer.model(ids[:, order]), trainer.model(ids)[:, order], atol=1e-4)
 
     assert moves(build())
     assert not moves(build("no-positions"))
 
 
 def test_without_positions_none_is_learnt(build):
-    state = build("no-positions")
-    for indices in state.plan(0):
-        state.update(indices, 0.1)
-    assert not state.model.encoder.embeddings.position.weight.any()
+    trainer = build("no-positions")
+    for indices in trainer.batches(0):
+        trainer.update(indices, 0.1)
+    assert not trainer.model.encoder.embeddings.position.weight.any()
 
 
 def test_without_the_scale_scores_are_larger_by_its_square_root(build, x):
@@ -117,9 +129,9 @@ def test_without_residual_connections_a_layer_is_its_sublayers(build, x):
 
 
 def test_without_layer_norm_a_layer_is_the_plain_sums(build, x):
-    state = build("no-layer-norm")
-    assert not any(isinstance(module, nn.LayerNorm) for module in state.model.modules())
-    layer = first_layer(state)
+    trainer = build("no-layer-norm")
+    assert not any(isinstance(module, nn.LayerNorm) for module in trainer.model.modules())
+    layer = first_layer(trainer)
     middle = x[0] + layer.attention(*x)[0]
     assert torch.equal(layer(*x)[0], middle + layer.feed_forward(middle))
 
@@ -130,68 +142,82 @@ def test_without_feed_forward_a_layer_is_attention_and_norms(build, x):
     assert torch.equal(layer(*x)[0], layer.feed_forward_norm(middle))
 
 
-def corruption(state, times=40):
-    ids = state.corpus.rows(range(len(state.corpus))).repeat(times, 1)
-    return ids, *state.corrupt(ids, torch.Generator().manual_seed(3))
+def corruption(trainer, times=40):
+    ids = trainer.data.train.batch(np.arange(len(trainer.data.train))).repeat(times, 1)
+    return ids, *trainer.corrupt(ids, torch.Generator().manual_seed(3))
 
 
 def test_always_mask_leaves_no_random_and_no_unchanged_token(build):
-    state = build("always-mask")
-    ids, inputs, labels = corruption(state)
+    trainer = build("always-mask")
+    ids, inputs, labels = corruption(trainer)
     _, usual, usual_labels = corruption(build())
     hidden = labels != IGNORE
     assert torch.equal(labels, usual_labels)
-    assert (usual[hidden] != state.corpus.special.mask).any()
-    assert (inputs[hidden] == state.corpus.special.mask).all()
+    assert (usual[hidden] != trainer.data.train.special.mask).any()
+    assert (inputs[hidden] == trainer.data.train.special.mask).all()
     assert torch.equal(inputs[~hidden], ids[~hidden])
 
 
 def test_all_positions_are_scored_but_padding(build):
-    state = build("all-positions")
-    ids, inputs, labels = corruption(state)
-    padding = ids == state.corpus.special.pad
+    trainer = build("all-positions")
+    ids, inputs, labels = corruption(trainer)
+    padding = ids == trainer.data.train.special.pad
     assert padding.any()
     assert torch.equal(inputs, corruption(build())[1])
     assert torch.equal(labels, ids.masked_fill(padding, IGNORE))
+
+
+def test_an_ablation_of_what_is_no_longer_there_fails(ablations, build, monkeypatch):
+    """What an ablation exchanges must be there, under its name: else it would take out nothing, without a word."""
+    trainer = build()
+    for name, owner, part in (
+        ("one-head", trainer.model.encoder.layers[0].attention, "n_heads"),
+        ("always-mask", trainer, "corrupt"),
+    ):
+        delattr(owner, part)
+        with pytest.raises(AttributeError, match=part):
+            ablations.study.ablations[name].apply(trainer)
+    trainer = build()
+    with monkeypatch.context() as patch:
+        patch.setattr(EncoderLayer, "forward", lambda self, x, padding, mask, need_weights=False: (x, None))
+        with pytest.raises(TypeError, match=r"EncoderLayer\.forward takes .*'padding'"):
+            ablations.study.ablations["no-residual"].apply(trainer)
 
 
 def test_no_ablation_leaks_into_the_default(build):
     before = build()
     ids, *corrupted = corruption(before)
     logits = before.model(ids[:4])
-    for name in ABLATIONS:
+    for name in NAMES:
         build(name).model(ids[:4])
-    for state in before, build():
-        assert torch.equal(state.model(ids[:4]), logits)
-        assert all(map(torch.equal, corruption(state)[1:], corrupted))
+    for trainer in before, build():
+        assert torch.equal(trainer.model(ids[:4]), logits)
+        assert all(map(torch.equal, corruption(trainer)[1:], corrupted))
 
 
-@pytest.mark.parametrize("name", ABLATIONS)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_ablation_trains(name, build):
-    state = build(name)
-    before = [parameter.clone() for parameter in state.model.parameters()]
+    trainer = build(name)
+    before = [parameter.clone() for parameter in trainer.model.parameters()]
     for step in range(3):
-        state.update(state.plan(0)[0], step / 3)
-    assert state.progress.nll_tokens
-    assert torch.tensor(state.progress.nll).isfinite()
-    after = list(state.model.parameters())
+        trainer.update(trainer.batches(0)[0], step / 3)
+    assert trainer.progress.nll_tokens
+    assert torch.tensor(trainer.progress.nll).isfinite()
+    after = list(trainer.model.parameters())
     assert all(parameter.isfinite().all() for parameter in after)
     assert not all(map(torch.equal, before, after))
 
 
-@pytest.mark.parametrize("name", sorted(ABLATIONS.keys() - {"default", "always-mask", "all-positions"}))
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("default", "always-mask", "all-positions")])
 def test_every_ablation_of_the_model_changes_it(name, build):
-    ids = build().corpus.rows([0, 1])
+    ids = build().data.train.batch([0, 1])
     assert not torch.allclose(build(name).model(ids), build().model(ids), atol=1e-3)
 
 
-def test_a_run_that_diverges_is_told(monkeypatch):
-    monkeypatch.setitem(
-        ABLATIONS,
-        "explosive",
-        ablations.Ablation("", "", lambda state: state.model.head.decoder.bias.data.fill_(torch.inf)),
-    )
-    result = experiment(Job("explosive", 0, 3, "cpu"), lambda: None)
+def test_a_run_that_diverges_is_told(ablations, monkeypatch):
+    explode = Ablation("", "", lambda trainer: trainer.model.head.decoder.bias.data.fill_(torch.inf))
+    monkeypatch.setitem(ablations.study.ablations, "explosive", explode)
+    result = ablations.experiment(Job("explosive", 0, 3, "cpu"), lambda: None)
     assert result["stopped"] == 0
     assert len(result["curve"]) == 1
     assert "1, 1 diverged" in table([result], {"recall": ("recall", ".1%")})
@@ -205,17 +231,17 @@ def test_the_table_has_mean_and_range():
     assert rows[2:] == [["a", "30.0% (10.0% to 60.0%)", "3"], ["b", "100.0%", "1"]]
 
 
-def test_without_the_default_there_is_a_table_and_no_picture(tmp_path):
-    some = dict.fromkeys(ablations.MEASURES, 0.5) | {"seed": 0, "stopped": None, "example": "", "curve": []}
+def test_without_the_default_there_is_a_table_and_no_picture(ablations, tmp_path):
+    some = dict.fromkeys(ablations.study.measures, 0.5) | {"seed": 0, "stopped": None, "curve": []}
     args = Namespace(names=[], seeds=1, epochs=1, output=tmp_path)
-    ablations.write([{"name": name, **some} for name in ("no-scale", "no-positions")], args)
+    ablations.study.write([{"name": name, **some} for name in ("no-scale", "no-positions")], args)
     assert [path.name for path in tmp_path.iterdir()] == ["ablations.md"]
 
 
-def test_a_resumed_run_keeps_what_is_finished(script, tmp_path):
-    """Where nothing is missing, only the table and the picture are made again."""
-    some = dict.fromkeys(ablations.MEASURES, 0.5) | {"stopped": None, "example": ""}
-    curve = [{"epoch": 1, **dict.fromkeys(("train_loss", "recall", "combinations"), 0.5)}]
+def test_a_resumed_run_keeps_what_is_finished(script, ablations, tmp_path):
+    """If nothing is missing, only the table and the picture are made again."""
+    some = dict.fromkeys(ablations.study.measures, 0.5) | {"stopped": None}
+    curve = [{"epoch": 1, **dict.fromkeys(("train_loss", "recall"), 0.5)}]
     results = [
         {"name": name, "seed": 0, "epochs": epochs, "device": "cpu", **some, "curve": curve}
         for name in ("no-scale", "default")
@@ -239,21 +265,20 @@ def test_a_resumed_run_keeps_what_is_finished(script, tmp_path):
     assert "run without --resume first" in err
 
 
-def test_a_resumed_run_keeps_what_it_was_not_asked_for(script, tmp_path, monkeypatch):
+def test_a_resumed_run_keeps_what_it_was_not_asked_for(script, ablations, tmp_path, monkeypatch):
     def result(job):
-        point = {"epoch": 1, **dict.fromkeys(("train_loss", "recall", "combinations"), 0.5)}
+        point = {"epoch": 1, **dict.fromkeys(("train_loss", "recall"), 0.5)}
         return {
             **vars(job),
-            **dict.fromkeys(ablations.MEASURES, 0.5),
+            **dict.fromkeys(ablations.study.measures, 0.5),
             "stopped": None,
-            "example": "",
             "curve": [point],
         }
 
-    before = [ablations.Job(name, 0, 1, "cpu") for name in ("default", "no-scale")]
-    other = ablations.Job("no-scale", 5, 9, "cpu")
+    before = [Job(name, 0, 1, "cpu") for name in ("default", "no-scale")]
+    other = Job("no-scale", 5, 9, "cpu")
     write_results([*map(result, before), result(other)], tmp_path / "ablations.jsonl")
-    monkeypatch.setattr(ablations, "side_by_side", lambda _, jobs, *__: map(result, jobs))
+    monkeypatch.setattr(experiments, "run_in_processes", lambda _, jobs, *__: map(result, jobs))
     flags = ["--seeds", "2", "--epochs", "1", "--device", "cpu", "--output", tmp_path, "--resume"]
     assert script("ablations", "default", *flags)[0] == 0
     lines = (tmp_path / "ablations.jsonl").read_text().splitlines()
@@ -261,13 +286,13 @@ def test_a_resumed_run_keeps_what_it_was_not_asked_for(script, tmp_path, monkeyp
     assert found == [("default", 0, 1), ("default", 1, 1), ("no-scale", 0, 1), ("no-scale", 5, 9)]
 
 
-def test_the_list_names_all_with_their_predictions(script):
+def test_the_list_names_all_with_their_predictions(script, ablations):
     status, out, err = script("ablations", "--list")
     assert (status, err) == (0, "")
-    for name, entry in ABLATIONS.items():
+    for name, entry in ablations.study.ablations.items():
         assert f"{name}\n    takes out: {entry.removes}\n    predicted: {entry.prediction}\n" in out
         assert entry.prediction.endswith(".")
-    assert len(ABLATIONS) == 9
+    assert list(ablations.study.ablations) == NAMES
 
 
 @pytest.mark.parametrize(
@@ -293,41 +318,48 @@ def test_an_output_that_is_a_file_is_one_line(script, tmp_path):
     assert (tmp_path / "file").read_text() == "kept"
 
 
-def test_the_readme_shows_the_table(folder):
-    lines = (folder / "results" / "ablations.md").read_text(encoding="utf-8").splitlines()
-    shown = [line for line in lines if line.startswith("|")]
-    assert "\n".join(shown) in README
-    assert [line.split()[1] for line in shown[2:]] == list(ABLATIONS)
+def test_the_notebook_shows_the_table_and_the_readme_its_means():
+    table = (FOLDER / "results" / "ablations.md").read_text(encoding="utf-8")
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    assert "\n".join(lines) in (FOLDER / "results" / "README.md").read_text(encoding="utf-8")
+    rows = [[cell.split("(")[0].strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    assert [name for name, *_ in rows] == NAMES
+    readme = (FOLDER / "README.md").read_text(encoding="utf-8")
+    shown = re.findall(r"\n\| (?:nothing|`.*?`.*?) \| (.*) \|", readme)
+    means = [[row[1], *row[3:6]] for row in rows]  # without the recall loss, and the number of seeds
+    assert [re.sub(r"[ \\*]", "", line).split("|") for line in shown] == means
 
 
-def test_the_readme_adds_an_ablation(folder, command, tmp_path):
+def test_the_lab_adds_an_ablation(ablations, command, tmp_path):
     """The example beside copies of the files, run for an epoch; the default beside it is what it is alone."""
     assert sum(line != "" for line in EXAMPLE.splitlines()) <= 10
-    for file in folder.glob("*.py"):
+    for file in FOLDER.glob("*.py"):
         shutil.copy(file, tmp_path)
-    shutil.copytree(folder / "data", tmp_path / "data")
+    for part in ("data", "mlm"):
+        shutil.copytree(FOLDER / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "mine.py").write_text(EXAMPLE, encoding="utf-8")
     name = re.search(r"def (\w+)", EXAMPLE)[1].replace("_", "-")
-    assert f"python3 mine.py {name} --output my-ablations\n" in README
+    assert f"python3 mine.py {name} --output my-ablations\n" in LAB
     flags = [name, "--seeds", "1", "--epochs", "1", "--output", tmp_path / "out", "--device", "cpu"]
     done = command("mine.py", *flags, cwd=tmp_path, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = (tmp_path / "out" / "ablations.jsonl").read_text(encoding="utf-8").splitlines()
     usual, mine = map(json.loads, lines)
     assert (usual["name"], mine["name"]) == ("default", name)
-    assert mine["recall_loss"] != usual["recall_loss"]
+    assert mine["train_loss"] != usual["train_loss"]
     text = (tmp_path / "out" / "ablations.md").read_text(encoding="utf-8")
     assert text.startswith(f"`python3 mine.py {name} --seeds 1 --epochs 1`")
+    assert re.findall(r"- \*\*(.*?)\*\*", text) == ["default", name]
     assert f"\n| {name} " in done.stdout
     assert (tmp_path / "out" / "ablations.png").read_bytes()[:4] == b"\x89PNG"
-    assert usual == experiment(Job("default", 0, 1, "cpu"), lambda: None)
+    assert usual == ablations.experiment(Job("default", 0, 1, "cpu"), lambda: None)
 
 
 JOBS = """
 import os, sys, time
 sys.path.insert(0, {folder!r})
-from cli import run
-from laboratory import side_by_side
+from mlm.common.command_line import run_script
+from mlm.common.experiments import run_in_processes
 
 def work(job, part_done):
     if job == "breaks":
@@ -338,11 +370,11 @@ def work(job, part_done):
     return {{"job": job, "process": os.getpid()}}
 
 def main():
-    for result in side_by_side(work, {jobs!r}, 2, lambda: None):
+    for result in run_in_processes(work, {jobs!r}, 2, lambda: None):
         print(result["job"], result["process"], flush=True)
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)
 """
 
 
@@ -370,15 +402,15 @@ def test_processes_end_with_their_parent(folder, tmp_path, kind):
     line = [sys.executable, str(file)]
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, start_new_session=True) as parent:
         assert parent.stdout.readline().startswith("short ")  # what is finished is handed on at once
-        team = children(parent.pid)
-        assert len(team) >= 2
+        processes = children(parent.pid)
+        assert len(processes) >= 2
         if kind == signal.SIGINT:
             os.killpg(parent.pid, kind)  # as a terminal sends it: to all of them
         else:
             parent.send_signal(kind)
         parent.wait(timeout=60)
     deadline = time.monotonic() + 30
-    while any(map(there, team)):
+    while any(map(there, processes)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
