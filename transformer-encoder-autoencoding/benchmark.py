@@ -100,8 +100,9 @@ def describe(ours: Ours) -> None:
 
 def compare_filling(args: argparse.Namespace) -> None:
     """Print a table for each task: sentences filled, and tokens scored, a second, and how far the answers agree."""
+    sentences = list(TextFile(args.input))
     filler = MaskFiller.load(args.model, args.device)
-    for task, turns in filling_tasks(filler, args.model, list(TextFile(args.input))).items():
+    for task, turns in filling_tasks(filler, args.model, sentences).items():
         medians, results = take_turns(turns, args.rounds, lambda result: result[0], task)
         answers = {name: found for name, (_, found) in results.items()}
         same = "   same answer as ours" if answers["ours"] else ""
