@@ -1,4 +1,4 @@
-"""What is each mechanism good for? The default model is trained again without one of them at a time.
+"""Train the default model again without one mechanism at a time, to see what each is good for.
 
     python3 ablations.py                              all of them, three seeds: about ten minutes on two cores
     python3 ablations.py --list                       what each takes out, and what it was predicted to do
@@ -166,7 +166,7 @@ def outputs(trainer: Trainer, pairs: list[Pair], stopped: int | None) -> list[st
 
 def learn(trainer: Trainer, epochs: int, epoch_done: Callable[[], None]) -> tuple[list[dict], int | None]:
     """Train for some epochs -> the curve, and the step at which the loss was no longer finite, else None."""
-    combinations = [pair for pair in trainer.data.source.held_out if pair.kind in ("answer", "rewrite")]
+    combinations = [pair for pair in trainer.data.pairs.held_out if pair.kind in ("answer", "rewrite")]
     some, progress, curve, stopped = combinations[::CURVE_EVERY], trainer.progress, [], None
     n_steps = epochs * len(trainer.batches(0))
     for epoch in range(epochs):
@@ -175,7 +175,7 @@ def learn(trainer: Trainer, epochs: int, epoch_done: Callable[[], None]) -> tupl
                 trainer.update(indices, progress.step / n_steps)
         except InputError:  # the loss is no longer finite
             stopped = progress.step
-        if progress.nll_tokens or not curve:  # else it stopped where the last point is
+        if progress.nll_tokens or not curve:  # else the last point is of this step
             loss = progress.nll / max(1, progress.nll_tokens)
             right = exact_match(outputs(trainer, some, stopped), some)
             curve.append({"epoch": epoch + 1, "train_loss": loss, "combinations": right})
@@ -192,7 +192,7 @@ def experiment(job: Job, epoch_done: Callable[[], None]) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         trainer = prepare(job, Path(folder))
         curve, stopped = learn(trainer, job.epochs, epoch_done)
-        recalled, held_out = list(trainer.data.source)[::RECALL_EVERY], trainer.data.source.held_out
+        recalled, held_out = list(trainer.data.pairs)[::RECALL_EVERY], trainer.data.pairs.held_out
         found = outputs(trainer, held_out, stopped)
         by_kind = exact_match_by_kind(found, held_out)
         return {

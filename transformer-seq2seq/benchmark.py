@@ -1,4 +1,4 @@
-"""How fast training and generation are, side by side with what else there is for such models.
+"""Measure the speed of training and of generation, side by side with other software for such models.
 
     python3 benchmark.py training                     the bundled pairs, the default model
     python3 benchmark.py training --pairs my.tsv --tokenizer bpe --n-layers 4 --dropout 0.3
@@ -117,10 +117,14 @@ def read_prompts(path: Path | None) -> list[str]:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    training = commands.add_parser("training", help="compare training", description="Compare training.")
+    training = commands.add_parser(
+        "training", help="compare training", description="Compare training with Hugging Face's MarianMT."
+    )
     add_flags(training, TrainConfig, omit=OMITTED)
     training.set_defaults(compare=compare_training, needed=["transformers"])
-    generation = commands.add_parser("generation", help="compare generation", description="Compare generation.")
+    generation = commands.add_parser(
+        "generation", help="compare generation", description="Compare generation with Hugging Face and CTranslate2."
+    )
     model = FOLDER / "samples" / "model"
     generation.add_argument("--model", type=Path, default=model, metavar="DIR", help="the model directory")
     generation.add_argument(

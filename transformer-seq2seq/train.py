@@ -66,7 +66,7 @@ class Trainer:
     kept: dict[str, Tensor] | None = None  # the best weights so far
     saved: bool = False  # True if there is a checkpoint of this run
     interrupt: Interrupt | None = None
-    interrupted: bool = False  # any process
+    interrupted: bool = False  # True if any process is
 
     def __post_init__(self):
         self.optimizers = make_optimizers(self.model, self.config.optimizer, self.config.precision)
@@ -78,9 +78,9 @@ class Trainer:
         """Train on the pairs with these indices. fraction: the part of the budget that is used up."""
         config, context, progress = self.config, self.context, self.progress
         seed_all(config.seed, progress.step, context.rank)  # dropout
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(progress.step, fraction, config.learning_rate, config.warmup_steps)
+        rate = learning_rate(progress.step, fraction, config.learning_rate, config.warmup_steps)
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
+            group["lr"] = rate
         n_tokens = int(self.data.train.target.lengths[indices].sum())  # in all processes together
 
         self.model.train()
@@ -116,9 +116,9 @@ class Trainer:
     def check_finite(self, loss: float) -> None:
         """Refuse a loss that is infinite or NaN."""
         if not math.isfinite(loss):
-            remedy = "; for a model of the weights kept so far, --resume --max-steps 1" if self.saved else ""
-            step = self.progress.step
-            raise InputError(f"the loss is no longer finite at step {step}; lower the rate{remedy}", "learning_rate")
+            remedy = ", or save the weights kept so far by --resume --max-steps 1" if self.saved else ""
+            problem = f"the loss is no longer finite at step {self.progress.step}"
+            raise InputError(f"{problem}; lower the learning rate{remedy}", "learning_rate")
 
     def status(self) -> tuple[float, bool]:
         """Return what the processes add up: the run's seconds by rank 0's clock, and if this process is interrupted."""

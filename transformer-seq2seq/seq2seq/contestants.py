@@ -1,5 +1,5 @@
-"""Whom benchmark.py compares: in training our Trainer with Hugging Face's MarianMT, in generation ours with Hugging
-Face's generate and with CTranslate2."""
+"""The contestants of benchmark.py: in training our Trainer and Hugging Face's MarianMT, in generation our decoder,
+Hugging Face's generate and CTranslate2."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +31,7 @@ PRODUCTS = "matrix products of ours, fp32"
 
 
 class Trainer(Protocol):
-    """What is used of a Trainer of train.py."""
+    """The part of train.py's Trainer that is used here."""
 
     config: TrainConfig
     context: DistributedContext
@@ -44,7 +44,7 @@ class Trainer(Protocol):
 
 
 class Contestant(Protocol):
-    """Whoever trains a model step by step."""
+    """A model in training, step by step."""
 
     def step(self) -> int:
         """Make one update -> the number of its target tokens."""

@@ -32,8 +32,8 @@ Ids = tuple[np.ndarray, np.ndarray]  # ids of some sequences, one behind the oth
 
 @dataclass(frozen=True)
 class Batch:
-    """source (B, S), padded; target (B, T), which the decoder reads; labels (B, T), which it has to predict at each
-    position: the reference, IGNORE at padding."""
+    """Pairs as tensors: source (B, S), padded; target (B, T), which the decoder reads; labels (B, T), which it has to
+    predict at each position: the reference, IGNORE at padding."""
 
     source: Tensor
     target: Tensor
@@ -45,8 +45,8 @@ class Batch:
 
 
 def shift_right(labels: np.ndarray, pad_id: int) -> np.ndarray:
-    """Return what the decoder reads when it has to predict these labels: the start token (the padding token), then
-    the reference without its last token. labels (B, T), IGNORE at padding -> (B, T), padded."""
+    """Return the decoder's input for these labels ("teacher forcing"): the start token (the padding token), then the
+    reference without its last token. labels (B, T), IGNORE at padding -> (B, T), padded."""
     start = np.full((len(labels), 1), pad_id)
     return np.concatenate([start, np.where(labels == IGNORE, pad_id, labels)[:, :-1]], axis=1)
 
@@ -128,8 +128,8 @@ def all_too_long(max_length: int) -> InputError:
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a token store notes of its pairs: those that were drawn to be held out (none if a file has them), what
-    is in the files, and the number of training pairs, too long ones included."""
+    """The notes in a token store: the pairs that were drawn to be held out (none if a file has them), the layouts of
+    the files of training pairs, and the number of training pairs, too long ones included."""
 
     held_out: list[Pair]
     layouts: list[Layout]
@@ -143,7 +143,7 @@ class Metadata:
 
 
 def fill_store(
-    store: TokenStore, source: PairSource, drawn: list[Pair], tokenizer: Tokenizer, max_length: int
+    store: TokenStore, pairs: PairSource, drawn: list[Pair], tokenizer: Tokenizer, max_length: int
 ) -> Metadata:
     """Write both sides of the training pairs, the tokenizer, and the metadata, which is returned."""
     vocab_size = 1 + max(tokenizer.get_vocab().values())  # not their number: some vocabularies have gaps
@@ -153,7 +153,7 @@ def fill_store(
             SequenceWriter(folder, "source", vocab_size) as sources,
             SequenceWriter(folder, "target", vocab_size) as targets,
         ):
-            for chunk in tokenize(source.read("tokenizing"), tokenizer, max_length):
+            for chunk in tokenize(pairs.read("tokenizing"), tokenizer, max_length):
                 sources.append(*chunk.source)
                 targets.append(*chunk.target)
                 n_pairs += len(chunk.pairs) + chunk.n_too_long
@@ -161,7 +161,7 @@ def fill_store(
                 raise all_too_long(max_length)
         if isinstance(tokenizer, Tokenizer):  # any other comes with the model to start from
             (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
-        metadata = Metadata(drawn, [file.layout for file in source.files], n_pairs)
+        metadata = Metadata(drawn, [file.layout for file in pairs.files], n_pairs)
         noted |= asdict(metadata)
     return metadata
 
@@ -170,11 +170,11 @@ def fill_store(
 class Data:
     """All that a training run has of its pairs: their text, and their token ids.
 
-    source: the training pairs, and those held out, as text. cache_key: all that the token ids depend on.
+    pairs: the training pairs, and those held out, as text. cache_key: all that the token ids depend on.
     """
 
     tokenizer: Tokenizer | MarianTokenizer
-    source: PairSource
+    pairs: PairSource
     train: PairDataset
     held_out: PairDataset
     cache_key: dict[str, Any]
@@ -199,17 +199,17 @@ def prepare_data(
     metadata = Metadata.from_dict(noted) if (noted := store.read()) else None
 
     drawn = [] if held_out_path else metadata.held_out if metadata else draw_held_out_pairs(files, config.seed)
-    source = PairSource(files, read_pairs(held_out_path, *columns) if held_out_path else drawn)
+    pairs = PairSource(files, read_pairs(held_out_path, *columns) if held_out_path else drawn)
     if tokenizer is None:
         if metadata:
             tokenizer = load_tokenizer(store.folder / "tokenizer.json")
         else:
-            tokenizer = train_tokenizer(source.sample("learning the vocabulary"), *config.vocabulary)
-    held_out = PairDataset.in_memory(source.held_out, tokenizer, config.max_length)
-    metadata = metadata or fill_store(store, source, drawn, tokenizer, config.max_length)
+            tokenizer = train_tokenizer(pairs.sample("learning the vocabulary"), *config.vocabulary)
+    held_out = PairDataset.in_memory(pairs.held_out, tokenizer, config.max_length)
+    metadata = metadata or fill_store(store, pairs, drawn, tokenizer, config.max_length)
     train = PairDataset.on_disk(store, tokenizer)
-    warn_of_pairs(config, metadata, len(train), len(source.held_out) - len(held_out))
-    return Data(tokenizer, source, train, held_out, key)
+    warn_of_pairs(config, metadata, len(train), len(pairs.held_out) - len(held_out))
+    return Data(tokenizer, pairs, train, held_out, key)
 
 
 def cache_key(

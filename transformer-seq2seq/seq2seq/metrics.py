@@ -1,4 +1,4 @@
-"""What a trained model is worth: its outputs compared with the references, beside a baseline without a model."""
+"""Scores of a trained model: its outputs compared with the references, beside a baseline without a model."""
 
 import json
 import re
@@ -91,7 +91,7 @@ class NearestPrompt:
 
 @dataclass(frozen=True)
 class Scores:
-    """How outputs compare with the references: exact match, also by kind of task, BLEU and chrF."""
+    """Scores of outputs against references: exact match, also by kind of task, BLEU and chrF."""
 
     exact_match: float
     by_kind: dict[str, float]
@@ -121,11 +121,11 @@ class Report:
     def of(cls, model: Transformer, data: Data) -> "Report":
         """Generate for the held-out prompts and for training prompts, as far as both sides fit the model."""
         tokenizer, max_length = data.tokenizer, model.config.max_length
-        recalled = short_enough(islice(data.source, MAX_RECALLED), tokenizer, max_length)
-        held_out = short_enough(data.source.held_out, tokenizer, max_length)
+        recalled = short_enough(islice(data.pairs, MAX_RECALLED), tokenizer, max_length)
+        held_out = short_enough(data.pairs.held_out, tokenizer, max_length)
         recall = exact_match(answer_all(model, tokenizer, [pair.source for pair in recalled]), recalled)
         outputs = answer_all(model, tokenizer, [pair.source for pair in held_out])
-        nearest = NearestPrompt(data.source)
+        nearest = NearestPrompt(data.pairs)
         baseline = Scores.of([nearest.answer(pair.source) for pair in held_out], held_out)
         return cls(held_out, outputs, Scores.of(outputs, held_out), baseline, len(recalled), recall)
 

@@ -29,9 +29,9 @@ class Pair:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a scan finds in a file: the number of columns in most lines; the columns of source, target and kind,
-    from 0; if the first line is a header; the number of lines below it, and how many of them have another number
-    of columns, or an empty side. Blank lines do not count."""
+    """The result of scanning a file: the number of columns in most lines; the columns of source, target and kind,
+    from 0; True if the first line is a header; the number of lines below it, and how many of them have another
+    number of columns, or an empty side. Blank lines do not count."""
 
     width: int
     source: int
@@ -96,7 +96,7 @@ class PairFile:
 
     @cached_property
     def layout(self) -> Layout:
-        """The result of a scan over the file."""
+        """The layout of the file, found by scanning it once."""
         rows = self.rows()
         header = [name.strip() for name in next(rows, [])]
         named = any(not name.isdecimal() for name in self.names if name) or {"source", "target"} <= set(header)

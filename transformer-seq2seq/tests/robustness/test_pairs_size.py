@@ -268,7 +268,7 @@ def test_unchanged_pairs_are_used_again_and_warned_about_again(prepare, files, c
     os.utime(files[0], (1, 1))
     again, calls = prepare("--learning-rate", 0.1, "--d-ff", 32)
     assert calls == [] and again.data.tokenizer.to_str() == first.data.tokenizer.to_str()
-    assert again.data.source.held_out == first.data.source.held_out and len(first.data.source.held_out) > 10
+    assert again.data.pairs.held_out == first.data.pairs.held_out and len(first.data.pairs.held_out) > 10
     assert len(warnings) == 3 and warnings == capsys.readouterr().err.splitlines()  # odd, empty, too long
     assert again.data.cache_key == first.data.cache_key
     same_batches(again.data.train, first.data.train)
