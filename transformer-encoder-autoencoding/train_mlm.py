@@ -229,7 +229,7 @@ def build_trainer(config: TrainConfig, context: DistributedContext) -> Trainer:
             model, tokenizer = bert.load(config.init, context.device, "init")
             config = replace(config, max_length=min(config.max_length, model.config.max_length))
         data = prepare_data(config, tokenizer, last)
-    if not model:
+    if model is None:
         torch.manual_seed(config.seed)
         tokenizer = data.tokenizer
         model = MaskedLanguageModel(config.model_config(tokenizer.get_vocab_size(), tokenizer.token_to_id(PAD)))

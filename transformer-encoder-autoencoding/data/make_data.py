@@ -79,7 +79,7 @@ def fact_sentences(all_facts: Rows, all_frames: Rows) -> tuple[list[Item], list[
 
 
 def hide_key(item: Item) -> str:
-    """The sentence with its key word hidden, wherever it stands."""
+    """Return the sentence with its key word hidden, wherever it stands."""
     return WORD.sub(lambda word: "[MASK]" if word[0] == item.key else word[0], item.sentence)
 
 
