@@ -134,14 +134,16 @@ def check_fields(config: Any) -> None:
 
 
 def pick_device(name: str):
-    """Return the torch.device that --device names."""
+    """Return the torch.device of this kind: "cpu", "cuda" or "mps"; "auto" is the fastest there is."""
     import torch
 
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind in there if there[kind])
+    if name not in there:
+        raise InputError(f"device {name!r}: take one of auto, {', '.join(there)}", "device")
     if not there[name]:
-        raise InputError(f"--device {name}: this machine has none that PyTorch can use; try --device cpu")
+        raise InputError(f"device {name}: this machine has none that PyTorch can use; take cpu", "device")
     return torch.device(name)
 
 
