@@ -54,7 +54,7 @@ def outcome(folder):
 
 
 def test_a_run_killed_again_and_again_ends_as_if_it_had_never_been(tmp_path, flags):
-    kills = int(os.environ.get("KILLS", "3"))
+    kills = int(os.environ.get("KILLS", "2"))
     chance = random.Random(int(os.environ.get("KILL_SEED", "0")))
     process = start(flags(tmp_path / "whole"))
     started = time.monotonic()
