@@ -17,7 +17,6 @@ from inference import output_to
 from seq2seq import marian
 from seq2seq.common.command_line import flag_name
 from seq2seq.common.plots import entropy, select_map
-from seq2seq.config import TrainConfig
 from seq2seq.tokenizer import UNK
 from seq2seq.translator import GenerationConfig, Session
 
@@ -55,6 +54,19 @@ def test_prompts_are_answered(ask, training):
     expected = [f"Input : {s}\nOutput: {t}\n" for s, t in zip(sources, targets, strict=True)]
     assert ask(*sources) == "".join(expected)
     assert ask("--beam", 4, *sources) == "".join(expected)
+
+
+def test_a_person_is_answered_until_an_empty_line(script, trained, training):
+    """At a terminal; a prompt that cannot be answered ends nothing. Random numbers go on from prompt to prompt."""
+    (source, target, _), *_ = training
+    typed = f"{source}\n{'cook ' * 50}\n{source}\n\n{source}\n".encode()
+    status, out, err = script("inference", "--model", trained / "model", stdin=typed, terminal=True)
+    assert (status, out) == (0, f"{target}\n{target}\n")
+    hint, refused = err.splitlines()
+    assert "an empty line ends" in hint and "the prompt has 51 tokens" in refused
+    flags = ["--model", trained / "model", "--sample", "--temperature", 100]
+    first, second = script("inference", *flags, stdin=b"Good\nGood\n", terminal=True)[1].splitlines()
+    assert first != second
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
@@ -245,7 +257,6 @@ def test_a_prompt_is_drawn_as_it_stands(script, trained, tmp_path, prompt):
 
 
 FLAGS = {
-    "train": [flag_name(name) for name in TrainConfig.__dataclass_fields__],
     "inference": [
         *(flag_name(name) for name in GenerationConfig.__dataclass_fields__),
         *("--model", "--input", "--output", "--references", "--json"),

@@ -3,14 +3,12 @@ or of use, and take little memory."""
 
 import json
 import math
-import resource
-import sys
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from seq2seq_strangers import little_memory
 
 from seq2seq import Translator, marian
 from seq2seq.common.errors import InputError
@@ -43,21 +41,6 @@ values = st.recursive(
 )
 edits = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=4)
 model_files = st.sampled_from(["config.json", "model.safetensors", "tokenizer.json"])
-
-
-@contextmanager
-def little_memory():
-    """Within it, the process may have a gigabyte more than it has."""
-    if sys.platform != "linux":
-        yield
-        return
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**30, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def edited(content, changes, kept):
