@@ -114,7 +114,7 @@ REFUSED = [  # the command line, what the line on stderr must say
     ("train_mlm.py --tokenizer letters", "--tokenizer: invalid choice: 'letters'"),
     ("train_mlm.py --precision fp8", "--precision: invalid choice: 'fp8'"),
     ("train_mlm.py --device gpu", "--device: invalid choice: 'gpu'"),
-    (f"train_mlm.py --device {NO_DEVICE}", "this machine has none that PyTorch can use; try --device cpu"),
+    (f"train_mlm.py --device {NO_DEVICE}", "this machine has none that PyTorch can use; take cpu (--device)"),
     ("train_mlm.py --no-such-flag", "unrecognized arguments: --no-such-flag"),
     ("train_mlm.py 'a\nb'", "unrecognized arguments: a b"),
     ("train_mlm.py --init folder", "folder: no model here; run train_mlm.py first, or name another directory (--init)"),
