@@ -2,18 +2,17 @@
 
 Vaswani et al. 2017, "Attention Is All You Need" (arXiv:1706.03762).
 
-Legend: B batch, S source length, T target length, P target tokens in the cache, D d_model, H heads,
-K = D / H (the paper's d_k), V vocabulary. "Memory" is the encoder's output, as in the paper's code.
+Legend: B batch, S source length, T target length, P target tokens in the cache, D d_model, H heads, K = D / H (the
+paper's d_k), V vocabulary. The memory is what the encoder has made of the source.
 
 Deviations from the paper, and why:
-- the sines of the position encoding come first and the cosines after, rather than interleaved: the same
-  vectors up to a fixed order of their columns, and the order in which MarianMT checkpoints are trained;
-- the projections of attention, mere matrices in section 3.2.2, and the projection to the vocabulary have
-  biases, as in MarianMT;
-- the decoder starts from the padding token, whose embedding is zero: a "beginning of sentence" that needs
-  no entry of its own in the vocabulary, as in MarianMT; `project` never lets it be generated;
-- the activation may be swish instead of the paper's ReLU: most MarianMT checkpoints, which can be loaded,
-  have it.
+- the sines of the position encoding come first and the cosines after, rather than interleaved: the same vectors up to
+  a fixed order of their columns, and the order in which MarianMT checkpoints are trained;
+- the projections of attention, mere matrices in section 3.2.2, and the projection to the vocabulary have biases, as in
+  MarianMT;
+- the decoder starts from the padding token, whose embedding is zero: a "beginning of sentence" that needs no entry of
+  its own in the vocabulary, as in MarianMT; `project` never lets it be generated;
+- the activation may be swish instead of the paper's ReLU: most MarianMT checkpoints, which can be loaded, have it.
 """
 
 import math
@@ -45,16 +44,14 @@ class TransformerConfig:
 
 
 def padding_mask(ids: Tensor, pad_id: int) -> Tensor:
-    """Allow attention to all source positions but padding.
-
-    ids (B, S) -> bool (B, 1, 1, S), True where attention is allowed; it broadcasts over heads and queries.
-    """
+    """Allow attention to all source positions but padding: ids (B, S) -> bool (B, 1, 1, S), True where attention is
+    allowed; it broadcasts over heads and queries."""
     return (ids != pad_id)[:, None, None, :]
 
 
 def causal_mask(length: int, device: torch.device | None = None) -> Tensor:
-    """Allow a target position to attend to itself and to those before it, so that the decoder cannot copy
-    the very word that it has to predict (section 3.2.3).
+    """Allow a target position to attend to itself and to those before it, so that the decoder cannot copy the very
+    word that it has to predict (section 3.2.3).
 
     -> bool (1, 1, length, length), True on and below the diagonal: row t is what position t sees.
     """
@@ -66,8 +63,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Te
 
         Attention(Q, K, V) = softmax(Q K^T / sqrt(d_k)) V
 
-    q (B, H, T, K), k and v (B, H, S, K), mask broadcastable to (B, H, T, S), True where attention is
-    allowed -> the attended values (B, H, T, K) and the weights (B, H, T, S), whose rows sum to 1.
+    q (B, H, T, K), k and v (B, H, S, K), mask broadcastable to (B, H, T, S), True where attention is allowed
+    -> the attended values (B, H, T, K) and the weights (B, H, T, S), whose rows sum to 1.
     """
     d_k = q.size(-1)
     scores = q @ k.transpose(-2, -1) / math.sqrt(d_k)  # (B, H, T, S)
@@ -81,8 +78,8 @@ class MultiHeadAttention(nn.Module):
         MultiHead(Q, K, V) = Concat(head_1, ..., head_H) W^O
         head_i = Attention(Q W_i^Q, K W_i^K, V W_i^V)
 
-    Keys and values come from one product with one matrix. They depend on the attended sequence alone, so a
-    decoder that goes word by word can keep them (Cache).
+    Keys and values come from one product with one matrix. They depend on the attended sequence alone, so a decoder
+    that goes word by word can keep them (Cache).
     """
 
     def __init__(self, d_model: int, n_heads: int):
@@ -103,11 +100,11 @@ class MultiHeadAttention(nn.Module):
     def forward(
         self, x: Tensor, keys_values: KeysValues, mask: Tensor | None, need_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Let x attend: x (B, T, D), keys and values (B, H, S, K), mask broadcastable to (B, H, T, S), or None
-        if all may be attended to -> (B, T, D) and, if asked for, which takes a mask, the weights (B, H, T, S).
+        """Attend from x (B, T, D) to keys and values (B, H, S, K) -> (B, T, D) and, if asked for, the weights
+        (B, H, T, S). mask: broadcastable to (B, H, T, S), or None if all may be attended to and no weights are needed.
 
-        Queries do not see each other, so x may have several rows in succession for each row of the keys, as
-        the hypotheses of one source in beam search: they become more queries of that row.
+        Queries do not see each other. So several rows of x in succession, as the hypotheses of one source in beam
+        search, may share a row of the keys: they count as more queries of that row.
         """
         k, v = keys_values
         q = self.query(x).view(len(k), -1, self.n_heads, self.d_k).transpose(1, 2)  # (B, H, T, K)
@@ -212,9 +209,9 @@ class DecoderLayer(nn.Module):
         cache: "Cache | None" = None,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Read x (B, T, D), target_mask (1, 1, T, T) or None, memory (B, S, D), memory_mask (B, 1, 1, S)
-        -> (B, T, D) and, if asked for, the weights of self-attention (B, H, T, T) and of cross-attention
-        (B, H, T, S). With a cache x also attends to the P tokens in it: T x T is then T x (P + T)."""
+        """Read x (B, T, D), target_mask (1, 1, T, T) or None, memory (B, S, D), memory_mask (B, 1, 1, S) -> (B, T, D)
+        and, if asked for, the weights of self-attention (B, H, T, T) and of cross-attention (B, H, T, S). With a cache
+        x attends to the P tokens in it, too: T x T is then T x (P + T)."""
         if cache is None:
             target_kv, memory_kv = self.self_attention.keys_values(x), self.cross_attention.keys_values(memory)
         else:
@@ -228,9 +225,8 @@ class DecoderLayer(nn.Module):
 
 
 class Cache:
-    """What the decoder keeps from one call to the next, so that it computes no position twice: for every layer
-    the keys and values of the P target tokens so far, (B, H, P, K) each, and of the memory, (B, H, S, K) each.
-    """
+    """What the decoder keeps from one call to the next, so that it computes no position twice: for every layer the
+    keys and values of the P target tokens so far, (B, H, P, K) each, and of the memory, (B, H, S, K) each."""
 
     def __init__(self):
         self.length = 0  # P
@@ -238,8 +234,8 @@ class Cache:
         self.memory: dict[DecoderLayer, KeysValues] = {}
 
     def update(self, layer: DecoderLayer, x: Tensor, memory: Tensor) -> tuple[KeysValues, KeysValues]:
-        """Add a layer's keys and values of T more tokens, x (B, T, D), and, in the first call, of the memory
-        (B, S, D) -> those of all P + T tokens, and of the memory."""
+        """Add a layer's keys and values of T more tokens, x (B, T, D), and, in the first call, of the memory (B, S, D)
+        -> those of all P + T tokens, and of the memory."""
         k, v = layer.self_attention.keys_values(x)
         if layer in self.target:
             past_k, past_v = self.target[layer]
@@ -265,8 +261,8 @@ def select_rows(kept: dict[DecoderLayer, KeysValues], rows: Tensor) -> dict[Deco
 
 @dataclass
 class Attentions:
-    """Attention weights of the decoder, one tensor a layer: to the target so far, `decoder` (B, H, T, P + T),
-    and to the source, `cross` (B, H, T, S)."""
+    """Attention weights of the decoder, one tensor a layer: to the target so far, `decoder` (B, H, T, P + T), and to
+    the source, `cross` (B, H, T, S)."""
 
     decoder: list[Tensor | None] = field(default_factory=list)
     cross: list[Tensor | None] = field(default_factory=list)
@@ -285,8 +281,8 @@ class Transformer(nn.Module):
         self.apply(initialise)
 
     def encode(self, source: Tensor, need_weights: bool = False) -> tuple[Tensor, list[Tensor | None]]:
-        """Read source (B, S), each row ending in </s> and padded -> the memory (B, S, D) and, for each layer,
-        the attention weights (B, H, S, S) if asked for, else None."""
+        """Read source (B, S), each row ending in </s> and padded -> the memory (B, S, D) and, for each layer, the
+        attention weights (B, H, S, S) if asked for, else None."""
         mask = padding_mask(source, self.config.pad_id)
         x = self.embeddings(source)
         weights = []
@@ -303,12 +299,11 @@ class Transformer(nn.Module):
         cache: Cache | None = None,
         attentions: Attentions | None = None,
     ) -> Tensor:
-        """Read target (B, T), memory (B, S, D) and memory_mask (B, 1, 1, S) -> hidden states (B, T, D), from
-        which `project` scores the token after each.
+        """Read target (B, T), memory (B, S, D) and memory_mask (B, 1, 1, S) -> hidden states (B, T, D), from which
+        `project` scores the token after each.
 
-        The target needs no padding mask: what follows a sentence's end is never attended to by what comes
-        before it. With a cache, which gains them, the T tokens are those after the P tokens of earlier calls.
-        Attention weights are appended to `attentions`, if given.
+        The target needs no padding mask: what follows a sentence's end is never attended to by what comes before it.
+        With a cache, the T tokens follow the P tokens of earlier calls. Weights are appended to `attentions`, if given.
         """
         past, new = cache.length if cache else 0, target.size(1)
         mask = None  # a single token may see all that stands before it
@@ -325,8 +320,7 @@ class Transformer(nn.Module):
         return x
 
     def project(self, hidden: Tensor) -> Tensor:
-        """Score the next token: hidden states (..., D) -> logits (..., V). <pad> is never generated: its logit
-        is -inf."""
+        """Score the next token: hidden states (..., D) -> logits (..., V). <pad>, never generated, gets -inf."""
         logits = F.linear(hidden, self.embeddings.token.weight, self.output_bias)
         logits[..., self.config.pad_id] = -math.inf
         return logits
@@ -339,15 +333,14 @@ class Transformer(nn.Module):
         return self.project(self.hidden_states(source, target))
 
     def hidden_states(self, source: Tensor, target: Tensor) -> Tensor:
-        """Compute what `forward` projects (B, T, D). Training goes on from here: B * T * V logits are by far the
-        largest tensor of a small model, and its loss needs never hold them all."""
+        """Compute what `forward` projects (B, T, D). Training starts here: its loss never holds all B * T * V logits."""
         memory, _ = self.encode(source)
         return self.decode(target, memory, padding_mask(source, self.config.pad_id))
 
 
 def initialise(module: nn.Module) -> None:
-    """Draw matrices Glorot-uniform and embeddings with the deviation d_model^-0.5, which the scaling in
-    Embeddings brings to 1; the padding token's embedding and all biases are 0."""
+    """Draw matrices Glorot-uniform, and embeddings with the standard deviation d_model^-0.5, which the scaling in
+    Embeddings brings to 1. The padding token's embedding and all biases are 0."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)
