@@ -1,4 +1,4 @@
-"""What is each mechanism good for? The default model is trained again without one of them at a time.
+"""Train the default model again without one mechanism at a time, to see what each is good for.
 
     python3 ablations.py                            all of them, three seeds: about ten minutes on two cores
     python3 ablations.py --list                     what each takes out, and what it was predicted to do
@@ -226,7 +226,7 @@ def learn(trainer: Trainer, epochs: int, epoch_done: Callable[[], None]) -> tupl
             stopped = progress.step
         epoch_done()
         due = stopped is not None or epoch % CURVE_EVERY == 0 or epoch == epochs
-        if due and (progress.nll_tokens or not curve):  # else it stopped where the last point is
+        if due and (progress.nll_tokens or not curve):  # else the last point is of this step
             answers, recall = ask(trainer, trainer.data.recall_clozes)
             loss = progress.nll / max(1, progress.nll_tokens)
             curve.append({"epoch": epoch, "train_loss": loss, "recall_loss": answers.loss, "recall": recall})

@@ -1,4 +1,4 @@
-"""How fast training and filling masks are, side by side with Hugging Face's, and whose model is better after how long.
+"""Measure the speed of training and of filling masks, side by side with Hugging Face's, and race for the better model.
 
     python3 benchmark.py training                     the bundled text, the default model
     python3 benchmark.py training --corpus my.txt --tokenizer bpe --n-layers 4 --d-model 256 --d-ff 1024

@@ -66,13 +66,13 @@ class Trainer:
     kept: dict[str, Tensor] | None = None  # the best weights so far
     saved: bool = False  # True if there is a checkpoint of this run
     interrupt: Interrupt | None = None
-    interrupted: bool = False  # any process
+    interrupted: bool = False  # True if any process is
 
     def __post_init__(self):
         weights = self.model.parameters()
         self.optimizers = [torch.optim.AdamW(weights, betas=(0.9, 0.98), weight_decay=0.01, fused=True)]
         special, vocab_size, mask_prob = self.data.train.special, self.model.config.vocab_size, self.config.mask_prob
-        # what hides tokens: ids (B, S), generator -> inputs and labels (B, S)
+        # ids (B, S), generator -> inputs and labels (B, S)
         self.corrupt = lambda ids, generator: corrupt(ids, special.all, special.mask, vocab_size, mask_prob, generator)
         self.started = time.monotonic()
         invariants = {name: getattr(self.config, name) for name in RESUME_INVARIANTS}
@@ -82,9 +82,9 @@ class Trainer:
         """Train on the windows with these indices, tokens hidden afresh. fraction: the part of the budget that is
         used up."""
         config, context, progress = self.config, self.context, self.progress
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(progress.step, fraction, config.learning_rate, config.warmup_steps)
+        rate = learning_rate(progress.step, fraction, config.learning_rate, config.warmup_steps)
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
+            group["lr"] = rate
         seed_all(config.seed, progress.step)  # masks do not depend on the number of processes, dropout does
         inputs, labels = self.corrupt(self.data.train.batch(indices), torch.default_generator)
         n_hidden = int((labels != IGNORE).sum())  # in all processes together
@@ -118,9 +118,9 @@ class Trainer:
     def check_finite(self, loss: float) -> None:
         """Refuse a loss that is infinite or NaN."""
         if not math.isfinite(loss):
-            remedy = "; for a model of the weights kept so far, --resume --max-steps 1" if self.saved else ""
-            step = self.progress.step
-            raise InputError(f"the loss is no longer finite at step {step}; lower the rate{remedy}", "learning_rate")
+            remedy = ", or save the weights kept so far by --resume --max-steps 1" if self.saved else ""
+            problem = f"the loss is no longer finite at step {self.progress.step}"
+            raise InputError(f"{problem}; lower the learning rate{remedy}", "learning_rate")
 
     def status(self) -> tuple[float, bool]:
         """Return what the processes add up: the run's seconds by rank 0's clock, and if this process is interrupted."""
@@ -248,7 +248,7 @@ def train(config: TrainConfig, context: DistributedContext) -> None:
     data, n_parameters = trainer.data, sum(weight.numel() for weight in trainer.model.parameters())
     if context.is_main:
         print(
-            f"{data.n_sentences:,} sentences to train on, {len(data.source.held_out):,} held out; "
+            f"{data.n_sentences:,} sentences to train on, {len(data.text.held_out):,} held out; "
             f"vocabulary of {data.tokenizer.get_vocab_size():,}; {n_parameters:,} parameters on {context}"
         )
     interrupt = Interrupt()

@@ -1,5 +1,5 @@
-"""Whom benchmark.py compares: in training our Trainer with Hugging Face's BERT, in filling masks and scoring our
-MaskFiller with Hugging Face's fill-mask pipeline."""
+"""The contestants of benchmark.py: in training our Trainer and Hugging Face's BERT, in filling masks and scoring our
+MaskFiller and Hugging Face's fill-mask pipeline."""
 
 import tempfile
 import time
@@ -34,7 +34,7 @@ PRODUCTS = "matrix products of ours, fp32"
 
 
 class Trainer(Protocol):
-    """What is used of a Trainer of train_mlm.py."""
+    """The part of train_mlm.py's Trainer that is used here."""
 
     config: TrainConfig
     context: DistributedContext
@@ -49,7 +49,7 @@ class Trainer(Protocol):
 
 
 class Contestant(Protocol):
-    """Whoever trains a model step by step."""
+    """A model in training, step by step."""
 
     trainer: Trainer
 

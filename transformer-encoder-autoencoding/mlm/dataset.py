@@ -145,8 +145,8 @@ class FixedMasks:
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a token store notes of its text: the sentences that were drawn to be held out (none if a file has them),
-    and the numbers of training sentences and of lines that are left out of them, as they are held out."""
+    """The notes in a token store: the sentences that were drawn to be held out (none if a file has them), and the
+    numbers of training sentences and of lines that are left out of them, as they are held out."""
 
     held_out: list[str]
     n_sentences: int
@@ -154,21 +154,21 @@ class Metadata:
 
 
 def fill_store(
-    store: TokenStore, source: TextSource, drawn: list[str], tokenizer: Tokenizer, max_length: int
+    store: TokenStore, text: TextSource, drawn: list[str], tokenizer: Tokenizer, max_length: int
 ) -> Metadata:
     """Write the windows of the training sentences, the tokenizer, and the metadata, which is returned."""
     n_sentences = n_left_out = n_empty = 0
     with store.fill() as (folder, noted):
         vocab_size = 1 + max(tokenizer.get_vocab().values())  # not the number of tokens: some vocabularies have gaps
         with SequenceWriter(folder, "windows", vocab_size) as writer:
-            for chunk in chunks(read_all(source.files, "tokenizing")):
-                sentences = [sentence for sentence in chunk if not source.is_held_out(sentence)]
+            for chunk in chunks(read_all(text.files, "tokenizing")):
+                sentences = [sentence for sentence in chunk if not text.is_held_out(sentence)]
                 part = windows(sentences, tokenizer, max_length)
                 writer.append(part.ids, part.lengths)
                 n_sentences += len(sentences)
                 n_left_out += len(chunk) - len(sentences)
                 n_empty += part.n_left_out
-            warn_of_left_out(len(writer), n_empty, source)
+            warn_of_left_out(len(writer), n_empty, text)
         (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
         metadata = Metadata(drawn, n_sentences, n_left_out)
         noted |= asdict(metadata)
@@ -179,11 +179,11 @@ def fill_store(
 class Data:
     """All that a training run has of its text: as sentences, as token ids, and the cloze tests that stand beside it.
 
-    source: the training sentences, and those held out. cache_key: all that the token ids depend on.
+    text: the training sentences, and those held out. cache_key: all that the token ids depend on.
     """
 
     tokenizer: Tokenizer
-    source: TextSource
+    text: TextSource
     n_sentences: int
     train: MLMDataset
     held_out: MLMDataset
@@ -212,20 +212,20 @@ def prepare_data(
     metadata = Metadata(**noted) if (noted := store.read()) else None
 
     drawn = [] if held_out_path else metadata.held_out if metadata else draw_held_out_sentences(files, config.seed)
-    source = TextSource(files, list(TextFile(held_out_path)) if held_out_path else drawn)
+    text = TextSource(files, list(TextFile(held_out_path)) if held_out_path else drawn)
     if not tokenizer:
         if metadata:
             tokenizer = Tokenizer.from_file(str(store.folder / "tokenizer.json"))
         else:
-            tokenizer = train_tokenizer(source.sample("learning the vocabulary"), *config.vocabulary)
-    recall = [cloze for cloze in recall if not source.is_held_out(cloze.sentence)]
+            tokenizer = train_tokenizer(text.sample("learning the vocabulary"), *config.vocabulary)
+    recall = [cloze for cloze in recall if not text.is_held_out(cloze.sentence)]
     tests = [encode_clozes(clozes, tokenizer, config.max_length) for clozes in (recall, held_out_clozes)]
-    held_out = MLMDataset.in_memory(source.held_out, tokenizer, config.max_length)
-    metadata = metadata or fill_store(store, source, drawn, tokenizer, config.max_length)
+    held_out = MLMDataset.in_memory(text.held_out, tokenizer, config.max_length)
+    metadata = metadata or fill_store(store, text, drawn, tokenizer, config.max_length)
     if held_out_path and metadata.n_left_out:
         warn(f"left {metadata.n_left_out} sentences out of training, as they are in {held_out_path}")
     train = MLMDataset.on_disk(store, tokenizer)
-    return Data(tokenizer, source, metadata.n_sentences, train, held_out, *tests, key)
+    return Data(tokenizer, text, metadata.n_sentences, train, held_out, *tests, key)
 
 
 def cache_key(config: TrainConfig, files: list[TextFile], tokenizer: Tokenizer | None) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def compare(model: MaskedLanguageModel, data: Data, figures: dict[str, Any], pat
     """
     recall, held_out = data.recall_clozes, data.held_out_clozes
     recall_clozes, held_out_clozes = ([test.cloze for test in tests] for tests in (recall, held_out))
-    baseline = NeighbourBaseline(data.source, recall_clozes + held_out_clozes)
+    baseline = NeighbourBaseline(data.text, recall_clozes + held_out_clozes)
     metrics = dict(figures)
     rows = [
         ("held-out text, hidden tokens, accuracy", f"{figures['held_out_token_accuracy']:.1%}", ""),

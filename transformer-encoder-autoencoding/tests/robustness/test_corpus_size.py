@@ -261,7 +261,7 @@ def test_an_unchanged_text_is_used_again(prepare, files):
     os.utime(files[0], (1, 1))
     again, calls = prepare("--learning-rate", 0.1, "--d-ff", 32)
     assert calls == [] and again.data.tokenizer.to_str() == first.data.tokenizer.to_str()
-    assert again.data.source.held_out == first.data.source.held_out and len(first.data.source.held_out) > 10
+    assert again.data.text.held_out == first.data.text.held_out and len(first.data.text.held_out) > 10
     assert again.data.n_sentences == first.data.n_sentences and again.data.cache_key == first.data.cache_key
     same_batches(again.data.train, first.data.train)
 

@@ -83,7 +83,7 @@ def test_minutes_are_a_limit(begin):
 def test_a_loss_that_is_not_finite_ends_the_run(begin):
     trainer = begin("--max-steps", 5)
     next(trainer.model.parameters()).data.fill_(math.nan)
-    with pytest.raises(InputError, match=r"no longer finite at step 0; lower the rate$") as error:
+    with pytest.raises(InputError, match=r"no longer finite at step 0; lower the learning rate$") as error:
         trainer.train(NoInterrupt())
     assert error.value.setting == "learning_rate"
     assert not trainer.config.checkpoint.exists()
