@@ -333,7 +333,7 @@ class Transformer(nn.Module):
         return self.project(self.hidden_states(source, target))
 
     def hidden_states(self, source: Tensor, target: Tensor) -> Tensor:
-        """Compute what `forward` projects (B, T, D). Training starts here: its loss never holds all B * T * V logits."""
+        """Compute what `forward` projects (B, T, D). Training starts here: its loss never holds all B T V logits."""
         memory, _ = self.encode(source)
         return self.decode(target, memory, padding_mask(source, self.config.pad_id))
 
