@@ -43,7 +43,7 @@ def test_what_no_run_can_have_is_refused_with_its_field(settings, named, message
 
 def test_a_model_to_start_from_excludes_sizes_even_the_usual_ones():
     for name in INIT_EXCLUDES:
-        usual = SIZES.get(name, 1000 if name == "vocab_size" else "word")
+        usual = (SIZES | {"tokenizer": "word", "vocab_size": 30_000})[name]
         with pytest.raises(InputError, match=f"init and {name} exclude each other"):
             TrainConfig(init=Path("model"), **{name: usual})
     assert TrainConfig(init=Path("model"), max_length=20).max_length == 20
