@@ -12,6 +12,7 @@ In the order of the data's way through them:
     cloze.py        sentences with a key word to hide: what a model, and a baseline, fill in
     report.py       the figures and the table at the end of a training run
     bert.py         the model directory: load and save
+    bert_tokenizer.py  vocab.txt, the tokenizer of older BERTs
     filling.py      predict hidden tokens; fill the masks of sentences, or score sentences
     filler.py       MaskFiller: the same from text, for scripts and for Python
     explorer/       the page that visualize_attention.py --html writes
@@ -19,6 +20,7 @@ In the order of the data's way through them:
     common/         the parts that know neither model nor tokenizer; the other experiment has the same
 """
 
+from .common.errors import InputError
 from .filler import MaskFiller
 
-__all__ = ["MaskFiller"]
+__all__ = ["InputError", "MaskFiller"]

@@ -1,6 +1,7 @@
 """The model directory: Hugging Face's layout for a BERT with the masked-language-modelling head. What `save`
-writes opens with transformers.AutoModelForMaskedLM; `load` reads any BERT that has a fast tokenizer."""
+writes opens with transformers.AutoModelForMaskedLM; `load` reads any BERT with a WordPiece tokenizer."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,8 +9,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from encoder import EncoderConfig, MaskedLanguageModel
+from encoder import EncoderConfig, MaskedLanguageModel, MaskedLMHead, initialise
 
+from . import bert_tokenizer
 from .common import tokenizer_json
 from .common.command_line import Range, float_in, int_in
 from .common.errors import InputError, naming
@@ -20,9 +22,9 @@ from .common.model_directory import (
     check_supported,
     fuse,
     read_json,
-    read_tensors,
     split,
     summarize,
+    unite,
     write_directory,
 )
 from .tokenizer import CLS, MASK, PAD, PATTERNS, SEP, UNK, SpecialIds
@@ -49,8 +51,9 @@ TENSORS = {
     "head.decoder.weight": [DECODER],
     "head.decoder.bias": [BIAS],
 }
-# what a checkpoint may contain besides the masked language model: other heads, and copies
-UNUSED = ("bert.pooler.", "cls.seq_relationship.", "bert.embeddings.position_ids", "cls.predictions.decoder.")
+# what a checkpoint may contain besides the masked language model: other heads, and numbers from 0 up
+UNUSED = ("bert.pooler.", "cls.seq_relationship.", "classifier.", "qa_outputs.", "bert.embeddings.position_ids")
+HEAD = "cls.predictions."
 OLD_NORMS = {".gamma": ".weight", ".beta": ".bias"}  # in the first checkpoints
 
 
@@ -82,6 +85,7 @@ FIELDS = {  # of our configuration -> of BERT's
     "layer_norm_eps": Field("layer_norm_eps", SHARE, 1e-12),
     "tied_embeddings": Field("tie_word_embeddings", None, True),
 }
+DROPOUTS = "attention_probs_dropout_prob", "classifier_dropout"  # which we do not have
 REQUIRED = {  # what config.json must say, if it says anything, for the model to be ours
     "hidden_act": "gelu",
     "position_embedding_type": "absolute",
@@ -103,9 +107,27 @@ def names(config: EncoderConfig) -> Names:
     }
 
 
+@dataclass(frozen=True)
+class Spare:
+    """What a BERT has and MaskedLanguageModel does not use, but whoever reads the saved model again may: the
+    embeddings of segments, the first one's subtracted (type_vocab_size, D), and fields of config.json.
+
+    `load` leaves it on the model as the attribute `spare`.
+    """
+
+    segments: Tensor
+    fields: dict[str, Any]
+
+
+def spare_of(model: MaskedLanguageModel) -> Spare:
+    """Return what `load` left on a model; for a model of our own the least that BERT needs."""
+    return getattr(model, "spare", Spare(torch.zeros(1, model.config.d_model), dict.fromkeys(DROPOUTS[:1], 0.0)))
+
+
 def to_bert(model: MaskedLanguageModel) -> dict[str, Tensor]:
-    """Return the weights under BERT's names: fused projections split, and a segment embedding of zeros."""
-    tensors = split(model.state_dict(), names(model.config)) | {SEGMENTS: torch.zeros(1, model.config.d_model)}
+    """Return the weights under BERT's names: fused projections split, and the embeddings of segments, the first of
+    them zeros."""
+    tensors = split(model.state_dict(), names(model.config)) | {SEGMENTS: spare_of(model).segments}
     if model.config.tied_embeddings:
         del tensors[DECODER]
     else:  # if nothing is tied, Hugging Face reads the bias under its second name
@@ -113,17 +135,26 @@ def to_bert(model: MaskedLanguageModel) -> dict[str, Tensor]:
     return tensors
 
 
-def from_bert(tensors: dict[str, Tensor], config: EncoderConfig) -> dict[str, Tensor]:
+def from_bert(tensors: dict[str, Tensor], config: EncoderConfig, new_head: bool = False) -> dict[str, Tensor]:
     """Return BERT's weights under our names: query, key and value fused, and the first segment's embedding, which
-    every token of a single sentence gets, added to the positions. What is missing is left out."""
+    every token of a single sentence gets, added to the positions. What is missing is left out. new_head: give it a
+    head as a new model has it if it has none."""
     tensors = {renamed(name): tensor for name, tensor in tensors.items()}
-    if config.tied_embeddings and TOKENS in tensors:
-        tensors[DECODER] = tensors[TOKENS]
-    if not config.tied_embeddings and SECOND_BIAS in tensors:  # the one that is used then
-        tensors[BIAS] = tensors[SECOND_BIAS]
+    head = {}
+    if tensors and not any(name.startswith(HEAD) for name in tensors):
+        if not new_head:
+            raise InputError("has no masked-language-modelling head; train it further, which gives it one")
+        with torch.device(next(iter(tensors.values())).device):
+            layers = MaskedLMHead(config).apply(initialise)
+        head = {f"head.{name}": tensor for name, tensor in layers.state_dict().items()}
+    if config.tied_embeddings:
+        tensors = unite(unite(tensors, TOKENS, [DECODER]), BIAS, [SECOND_BIAS])
+        tensors |= {DECODER: tensors[TOKENS]} if TOKENS in tensors else {}
+    elif SECOND_BIAS in tensors:  # the one that is used then
+        tensors[BIAS] = tensors.pop(SECOND_BIAS)
     table = names(config)
     known = {SEGMENTS, *(name for theirs in table.values() for name in theirs)}
-    unknown = sorted(name for name in tensors if name not in known and not name.startswith(UNUSED))
+    unknown = sorted(tensors.keys() - known)
     if unknown:
         raise InputError(f"weights that BERT's masked language model has no place for: {summarize(unknown)}")
     if POSITIONS in tensors and SEGMENTS in tensors:
@@ -131,30 +162,38 @@ def from_bert(tensors: dict[str, Tensor], config: EncoderConfig) -> dict[str, Te
         if segments.shape[1:] != positions.shape[1:] or not len(segments):
             raise InputError(f"{SEGMENTS} is {list(segments.shape)}, which does not fit config.json")
         tensors[POSITIONS] = positions + segments[0]
-    return fuse(tensors, table)
+    return head | fuse(tensors, table)
 
 
 def renamed(name: str) -> str:
-    """Return the name that a tensor of BERT's has today."""
+    """Return the name that a tensor of BERT's has today, in a model with a head."""
     stem, dot, suffix = name.rpartition(".")
-    return stem + OLD_NORMS.get(dot + suffix, dot + suffix)
+    prefix = "bert." if name.startswith(("embeddings.", "encoder.", "pooler.")) else ""  # saved without a head
+    return prefix + stem + OLD_NORMS.get(dot + suffix, dot + suffix)
+
+
+def is_unused(name: str) -> bool:
+    """Return True if the masked language model has no use for a tensor of BERT's."""
+    return renamed(name).startswith(UNUSED)
 
 
 def save(directory: Path, model: MaskedLanguageModel, tokenizer: Tokenizer) -> None:
     """Write the model directory, whole or not at all."""
+    spare = spare_of(model)
+    segments = ["token_type_ids"] if len(spare.segments) > 1 else []
     config = {
         "model_type": "bert",
         "architectures": ["BertForMaskedLM"],
         **{field.name: getattr(model.config, ours) for ours, field in FIELDS.items()},
         **REQUIRED,
-        "attention_probs_dropout_prob": 0.0,
-        "type_vocab_size": 1,
+        **spare.fields,
+        "type_vocab_size": len(spare.segments),
         "dtype": "float32",
     }
     tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model.config.max_length,
-        "model_input_names": ["input_ids", "attention_mask"],
+        "model_input_names": ["input_ids", *segments, "attention_mask"],
         "pad_token": PAD,
         "unk_token": UNK,
         "cls_token": CLS,
@@ -166,41 +205,63 @@ def save(directory: Path, model: MaskedLanguageModel, tokenizer: Tokenizer) -> N
         {"config.json": config, "tokenizer_config.json": tokenizer_config},
         to_bert(model),
         lambda folder: tokenizer.save(str(folder / "tokenizer.json")),
-        stale=(),
     )
 
 
-def load(directory: Path, device: torch.device, setting: str = "model") -> tuple[MaskedLanguageModel, Tokenizer]:
-    """Read a model directory, one of ours or any BERT with its fast tokenizer -> the model, in evaluation mode, and
-    its tokenizer. setting: the configuration field that names the directory."""
+def load(
+    directory: Path, device: torch.device, setting: str = "model", new_head: bool = False
+) -> tuple[MaskedLanguageModel, Tokenizer]:
+    """Read a model directory, one of ours or any BERT -> the model, in evaluation mode, and its tokenizer.
+
+    setting: the configuration field that names the directory; new_head: give the model a head that is not trained
+    yet if it has none.
+    """
     check_name(directory)
     if not (directory / "config.json").is_file():
         raise InputError(f"{directory}: no model here; run train_mlm.py first, or name another directory", setting)
-    config = read_config(directory / "config.json")
-    tokenizer = read_tokenizer(directory / "tokenizer.json", config)
-    tensors = read_tensors(directory, lambda name: name.startswith(UNUSED))
-    with naming(directory):
-        model = build(lambda: MaskedLanguageModel(config), from_bert(tensors, config), names(config))
+    content = read_json(directory / "config.json")
+    with naming(directory / "config.json"):
+        config = read_config(content)
+    tokenizer = read_tokenizer(directory, config)
+    model, tensors = build(
+        directory,
+        lambda: MaskedLanguageModel(config),
+        lambda tensors: from_bert(tensors, config, new_head),
+        names(config),
+        is_unused,
+    )
+    model.spare = read_spare(content, tensors, config)
     if config.tied_embeddings:
         model.head.decoder.weight = model.encoder.embeddings.token.weight
     return model.eval().to(device), tokenizer
 
 
-def read_config(path: Path) -> EncoderConfig:
-    """Read the sizes of a model from a BERT's config.json."""
-    content = read_json(path)
-    with naming(path):
-        check_supported(content, "bert", REQUIRED)
-        values = {ours: field.read(content) for ours, field in FIELDS.items()}
-        if values["d_model"] % values["n_heads"]:
-            raise InputError("hidden_size is not a multiple of num_attention_heads")
+def read_config(content: dict[str, Any]) -> EncoderConfig:
+    """Read the sizes of a model from the fields of a BERT's config.json; the first ones had no model_type."""
+    check_supported({"model_type": "bert"} | content, "bert", REQUIRED)
+    values = {ours: field.read(content) for ours, field in FIELDS.items()}
+    if values["d_model"] % values["n_heads"]:
+        raise InputError("hidden_size is not a multiple of num_attention_heads")
     return EncoderConfig(**values)
 
 
-def read_tokenizer(path: Path, config: EncoderConfig) -> Tokenizer:
-    """Read a tokenizer that has the ids of the model."""
-    tokenizer = tokenizer_json.read(path, config.vocab_size, PATTERNS)
+def read_spare(content: dict[str, Any], tensors: dict[str, Tensor], config: EncoderConfig) -> Spare:
+    """Return what to keep of the fields of config.json, and of the tensors, of a BERT."""
+    tables = [tensor for name, tensor in tensors.items() if renamed(name) == SEGMENTS]
+    segments = tables[0] - tables[0][:1] if tables else torch.zeros(1, config.d_model)
+    return Spare(segments, {name: content[name] for name in DROPOUTS if SHARE.contains(content.get(name))})
+
+
+def read_tokenizer(directory: Path, config: EncoderConfig) -> Tokenizer:
+    """Read tokenizer.json, or else vocab.txt, that has the ids of the model."""
+    path = directory / "tokenizer.json"
+    if not path.is_file() and (directory / "vocab.txt").is_file():
+        path = directory / "vocab.txt"
+        tokenizer = bert_tokenizer.read(directory)
+    else:
+        tokenizer = tokenizer_json.read(path, config.vocab_size, PATTERNS)
     with naming(path):
-        if SpecialIds.of(tokenizer).pad != config.pad_id:
+        highest = max(tokenizer.get_vocab().values(), default=-1)
+        if SpecialIds.of(tokenizer).pad != config.pad_id or highest >= config.vocab_size:
             raise InputError("belongs to another model: its ids do not fit config.json")
     return tokenizer

@@ -73,6 +73,20 @@ def to_word(tokenizer: Tokenizer, token_id: int) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\ufffd", text)
 
 
+def ids_without_token(tokenizer: Tokenizer, model: MaskedLanguageModel) -> list[int]:
+    """Return the ids of a model that its tokenizer does not have: many vocabularies are padded to a round size."""
+    return sorted(set(range(model.config.vocab_size)) - set(tokenizer.get_vocab().values()))
+
+
+def likeliest(log_probs: Tensor, k: int, absent: list[int]) -> list[list[tuple[int, float]]]:
+    """Return for each row of log_probs (N, V) its k likeliest ids but those that are absent, with their
+    probabilities."""
+    probabilities = log_probs.exp()
+    probabilities[:, absent] = -1
+    best = probabilities.topk(min(k, probabilities.size(1) - len(absent)))  # (N, k)
+    return [list(zip(*row, strict=True)) for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+
+
 def fill(
     sentences: Sequence[list[int]],
     model: MaskedLanguageModel,
@@ -87,13 +101,12 @@ def fill(
     """
     special = SpecialIds.of(tokenizer)
     queries = [Query(ids, [i for i, token in enumerate(ids) if token == special.mask]) for ids in sentences]
-    known = 1 + max(tokenizer.get_vocab().values())  # a model may have room for more
+    absent = ids_without_token(tokenizer, model)
     candidates: list[list[list[dict]]] = [[] for _ in sentences]
     for i, log_probs in predict(queries, model, special, device):
-        best = log_probs[:, :known].exp().topk(min(top_k, known))  # (N, top_k)
         candidates[i] = [
-            [{"token": to_word(tokenizer, t), "probability": p} for t, p in zip(tokens, probabilities, strict=True)]
-            for tokens, probabilities in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            [{"token": to_word(tokenizer, t), "probability": p} for t, p in found]
+            for found in likeliest(log_probs, top_k, absent)
         ]
     return candidates
 

@@ -89,8 +89,13 @@ def tensor(name: str, value: torch.Tensor) -> Damage:
 
 
 def index(content: str) -> Damage:
-    """There is an index of shards."""
-    return write("model.safetensors.index.json", content)
+    """There is an index of shards, and no whole file."""
+
+    def damage(model):
+        (model / "model.safetensors").unlink()
+        (model / "model.safetensors.index.json").write_text(content, encoding="utf-8")
+
+    return damage
 
 
 class Trap:

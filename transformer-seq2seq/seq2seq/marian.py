@@ -15,7 +15,7 @@ from transformer import ACTIVATIONS, Transformer, TransformerConfig
 
 from .common import tokenizer_json
 from .common.command_line import Range, float_in, int_in
-from .common.errors import InputError, naming
+from .common.errors import InputError, naming, warn
 from .common.files import check_name
 from .common.model_directory import (
     Names,
@@ -23,12 +23,11 @@ from .common.model_directory import (
     check_supported,
     fuse,
     read_json,
-    read_tensors,
     split,
     summarize,
+    unite,
     write_directory,
 )
-from .marian_tokenizer import FILES as SENTENCEPIECE_FILES
 from .marian_tokenizer import MarianTokenizer
 from .tokenizer import EOS, PAD, PATTERNS, UNK
 
@@ -53,14 +52,9 @@ FEED_FORWARD = {
 ENCODER_LAYER = SELF_ATTENTION | FEED_FORWARD
 DECODER_LAYER = SELF_ATTENTION | CROSS_ATTENTION | FEED_FORWARD
 EMBEDDING, BIAS = "model.shared.weight", "final_logits_bias"
-# copies of the embedding, and tables that are computed, which a checkpoint may contain as well
-UNUSED = {
-    "model.encoder.embed_tokens.weight",
-    "model.decoder.embed_tokens.weight",
-    "lm_head.weight",
-    "model.encoder.embed_positions.weight",
-    "model.decoder.embed_positions.weight",
-}
+# other names of the embedding, and tables that are computed, which a checkpoint may contain as well
+TIED = "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight"
+UNUSED = "model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight"
 PAD_BIAS = -1e4  # what is saved for <pad>: other programs know no rule like Transformer.project's
 
 
@@ -121,6 +115,28 @@ REQUIRED = {  # what config.json must say, if it says anything, for the model to
 }
 
 
+GENERATION = {  # the fields of generation_config.json that are the defaults of generation, and their values
+    "num_beams": int_in(1, 1000),
+    "length_penalty": float_in(-10, 10),
+    "max_length": int_in(2, 10_000_000),  # the start of the output included
+}
+UNSUPPORTED = {  # what it may also ask for, with the values that ask for nothing; null is always one
+    "do_sample": False,
+    "early_stopping": False,
+    "min_length": 0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "repetition_penalty": 1.0,
+    "num_beam_groups": 1,
+    "diversity_penalty": 0.0,
+    "max_new_tokens": None,
+    "min_new_tokens": None,
+    "forced_bos_token_id": None,
+    "suppress_tokens": None,
+    "sequence_bias": None,
+}
+
+
 def names(config: TransformerConfig) -> Names:
     """Return our name of every tensor -> MarianMT's, or those of the tensors which, stacked, make it."""
     table = {"embeddings.token.weight": [EMBEDDING], "output_bias": [BIAS]}
@@ -146,16 +162,20 @@ def to_marian(model: Transformer) -> dict[str, Tensor]:
 
 def from_marian(tensors: dict[str, Tensor], config: TransformerConfig) -> dict[str, Tensor]:
     """Return MarianMT's weights under our names, keys and values fused; what is missing is left out."""
-    table = names(config)
-    unknown = tensors.keys() - UNUSED - {name for theirs in table.values() for name in theirs}
+    tensors, table = unite(tensors, EMBEDDING, TIED), names(config)
+    found, wanted = tensors.get(EMBEDDING), [config.vocab_size, config.d_model]
+    if found is not None and list(found.shape) != wanted:  # else a table of positions of any width would be made
+        raise InputError(f"the weights do not fit config.json: {EMBEDDING} is {list(found.shape)}, not {wanted}")
+    unknown = tensors.keys() - {name for theirs in table.values() for name in theirs}
     if unknown:
         raise InputError(f"weights that a MarianMT model has no place for: {summarize(sorted(unknown))}")
     bias = tensors[BIAS].flatten() if BIAS in tensors else torch.zeros(config.vocab_size)
     return fuse(tensors | {BIAS: bias}, table)
 
 
-def config_files(config: TransformerConfig, has_pieces: bool) -> dict[str, dict[str, Any]]:
-    """Return what goes into the JSON files of a model. has_pieces: its tokenizer has SentencePiece models."""
+def config_files(config: TransformerConfig, has_pieces: bool, generation: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what goes into the JSON files of a model. has_pieces: its tokenizer has SentencePiece models; generation:
+    the defaults of generation, as read_generation returns them."""
     special_ids = {
         "pad_token_id": config.pad_id,
         "decoder_start_token_id": config.pad_id,
@@ -177,8 +197,9 @@ def config_files(config: TransformerConfig, has_pieces: bool) -> dict[str, dict[
         "generation_config.json": {
             **special_ids,
             "bad_words_ids": [[config.pad_id]],
-            "max_length": config.max_length,
+            "max_length": config.max_length + 1,  # the start of the output included
             "num_beams": 1,
+            **generation,
         },
         "tokenizer_config.json": {
             "tokenizer_class": "MarianTokenizer" if has_pieces else "PreTrainedTokenizerFast",
@@ -198,10 +219,9 @@ def save(directory: Path, model: Transformer, tokenizer: Tokenizer | MarianToken
     has_pieces = isinstance(tokenizer, MarianTokenizer)
     write_directory(
         directory,
-        config_files(model.config, has_pieces),
+        config_files(model.config, has_pieces, generation_of(model)),
         to_marian(model),
         lambda folder: tokenizer.save(folder if has_pieces else str(folder / "tokenizer.json")),
-        stale=("tokenizer.json", *SENTENCEPIECE_FILES),
     )
 
 
@@ -217,16 +237,37 @@ def load(
         )
     config = read_config(directory / "config.json")
     tokenizer = read_tokenizer(directory, config)
-    tensors = read_tensors(directory, UNUSED.__contains__)
-    with naming(directory):
-        weights = from_marian(tensors, config)
-        found, wanted = weights.get("embeddings.token.weight"), [config.vocab_size, config.d_model]
-        if found is not None and list(found.shape) != wanted:  # else a table of positions of any width would be made
-            raise InputError(
-                f"the weights do not fit config.json: embeddings.token.weight is {list(found.shape)}, not {wanted}"
-            )
-        model = build(lambda: Transformer(config), weights, names(config))
+    model, _ = build(
+        directory,
+        lambda: Transformer(config),
+        lambda tensors: from_marian(tensors, config),
+        names(config),
+        UNUSED.__contains__,
+    )
+    model.generation = read_generation(directory)
     return model.eval().to(device), tokenizer
+
+
+def generation_of(model: Transformer) -> dict[str, Any]:
+    """Return the defaults of generation that `load` left on a model as its attribute `generation`, if it did."""
+    return getattr(model, "generation", {})
+
+
+def read_generation(directory: Path) -> dict[str, Any]:
+    """Read the defaults of generation: the fields GENERATION of generation_config.json or, without it, as in older
+    models, of config.json. One warning names what is not supported."""
+    path = directory / "generation_config.json"
+    if not path.is_file():
+        path = directory / "config.json"
+    content = read_json(path)
+    with naming(path):
+        found = {name: content[name] for name in GENERATION if content.get(name) is not None}
+        for name, value in found.items():
+            if not GENERATION[name].contains(value):
+                raise InputError(f"{name} {GENERATION[name]}, not {value!r}")
+    if odd := [name for name, neutral in UNSUPPORTED.items() if content.get(name) not in (None, neutral)]:
+        warn(f"{path}: {', '.join(odd)} {'is' if len(odd) == 1 else 'are'} not supported, and left out")
+    return found
 
 
 def read_config(path: Path) -> TransformerConfig:

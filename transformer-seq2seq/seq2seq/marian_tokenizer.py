@@ -5,13 +5,16 @@ It needs the package sentencepiece, which nothing else here does.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from .common.errors import InputError, naming
+from .common.files import refuse_lfs_pointer
 from .tokenizer import EOS, PAD, UNK
 
 FILES = "source.spm", "target.spm", "vocab.json"
+LANGUAGE = re.compile(r">>[^\s<>]+<<")  # Hugging Face takes text between the marks for a code as well, and loses it
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ def read_ids(path: Path) -> dict[str, int]:
         except (ValueError, RecursionError):
             ids = None
         if not isinstance(ids, dict) or not all(type(i) is int and i >= 0 for i in ids.values()):
+            refuse_lfs_pointer(path)
             raise InputError("is not an object of tokens and their ids; download it again")
         if missing := {EOS, UNK, PAD} - ids.keys():
             raise InputError(f"has no {' and no '.join(sorted(missing))}; take another model")
@@ -58,6 +62,7 @@ class MarianTokenizer:
                     model = SentencePieceProcessor(model_file=str(directory / name))
                     model.id_to_piece(list(range(model.get_piece_size())))  # raises if any is not UTF-8
                 except (OSError, RuntimeError, ValueError) as error:
+                    refuse_lfs_pointer(directory / name)
                     raise InputError(f"is damaged ({error}); download it again") from None
             self.models.append(model)
         self.ids = read_ids(directory / "vocab.json")
@@ -66,8 +71,8 @@ class MarianTokenizer:
     def _encode(self, text: str, model) -> Encoding:
         """Split a text into pieces. A language code in front, as in `>>deu<< Hello`, is a token of its own."""
         ids, offsets, start = [], [], 0
-        if text.startswith(">>") and "<<" in text:
-            start = text.index("<<") + 2
+        if code := LANGUAGE.match(text):
+            start = code.end()
             ids.append(self.ids.get(text[:start], self.ids[UNK]))
             offsets.append((0, start))
         try:

@@ -89,8 +89,13 @@ def tensor(name: str, value: torch.Tensor) -> Damage:
 
 
 def index(content: str) -> Damage:
-    """There is an index of shards."""
-    return write("model.safetensors.index.json", content)
+    """There is an index of shards, and no whole file."""
+
+    def damage(model):
+        (model / "model.safetensors").unlink()
+        (model / "model.safetensors.index.json").write_text(content, encoding="utf-8")
+
+    return damage
 
 
 class Trap:
@@ -163,7 +168,7 @@ MODELS: dict[str, tuple[Damage, str]] = {  # the damage, and a part of what the 
         config(d_model=20_000, max_position_embeddings=100_000),
         "max_position_embeddings is too large for d_model",
     ),
-    "terabytes of width": (config(d_model=1_000_000), "do not fit config.json: embeddings.token.weight is"),
+    "terabytes of width": (config(d_model=1_000_000), "do not fit config.json: model.shared.weight is"),
     "terabytes of words": (config(vocab_size=10_000_000, decoder_vocab_size=10_000_000), "do not fit config.json"),
     "terabytes of layers": (config(encoder_layers=1_000), "do not fit config.json: encoder.2.self_attention"),
     "other sizes": (config(encoder_ffn_dim=25, decoder_ffn_dim=25), "do not fit config.json: encoder.0.feed_forward"),
@@ -180,7 +185,7 @@ MODELS: dict[str, tuple[Damage, str]] = {  # the damage, and a part of what the 
         write("model.safetensors", struct.pack("<Q", len(HUGE_SHAPE)) + HUGE_SHAPE),
         "model.safetensors: is damaged",
     ),
-    "few words": (tensor(EMBEDDING, torch.zeros(5, 16)), "do not fit config.json: embeddings.token.weight is [5, 16]"),
+    "few words": (tensor(EMBEDDING, torch.zeros(5, 16)), "do not fit config.json: model.shared.weight is [5, 16]"),
     "long bias": (tensor(INNER, torch.zeros(25)), "decoder.0.feed_forward.inner.bias is [25], not [24]"),
     "few biases": (tensor(BIAS, torch.zeros(1, 3)), "output_bias is [3]"),
     "narrow keys": (tensor(KEYS, torch.zeros(16, 15)), "weights of different shapes, (16, 15); (16, 16)"),

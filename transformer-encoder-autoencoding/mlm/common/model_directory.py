@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,29 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .errors import InputError
-from .files import fsync_files
+from .errors import InputError, naming
+from .files import fsync_files, refuse_lfs_pointer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+MODEL_FILES = (  # of whatever model, which may say something else than the one that is written over it
+    *("config.json", "generation_config.json", WEIGHTS, INDEX, "model-*-of-*.safetensors", "pytorch_model*.bin"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.txt", "vocab.json", "merges.txt", "source.spm", "target.spm"),
+)
 # Our name of a tensor -> Hugging Face's, or those of the tensors which, stacked, make ours.
 Names = dict[str, list[str]]
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: is not a JSON object; the model directory is damaged")
+    with naming(path):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            content = None
+        if not isinstance(content, dict):
+            refuse_lfs_pointer(path)
+            raise InputError("is not a JSON object; the model directory is damaged")
     return content
 
 
@@ -43,36 +50,65 @@ def check_supported(content: dict[str, Any], model_type: str, required: dict[str
             raise InputError(f"{field} is {content[field]!r}; supported is {supported!r}")
 
 
-def read_tensors(directory: Path, is_unused: Callable[[str], bool]) -> dict[str, Tensor]:
-    """Read all tensors of model.safetensors, or of the shards that its index names, as fp32. Tensors for which
-    is_unused(name) is true may be of any type."""
-    index = directory / INDEX
-    if index.is_file():
-        shards = read_json(index).get("weight_map")
-        files = sorted({str(name) for name in shards.values()}) if isinstance(shards, dict) else []
-    else:
-        files = [WEIGHTS]
+def weight_files(directory: Path) -> list[Path]:
+    """Return model.safetensors or, without it, the shards that its index names."""
     there = {file.name for file in directory.iterdir() if file.is_file()}
-    tensors = {}
-    for name in files:
-        path = directory / Path(name).name  # a shard lies in the directory, whatever the index says
+    names = [WEIGHTS]
+    if WEIGHTS not in there and INDEX in there:
+        shards = read_json(directory / INDEX).get("weight_map")
+        names = sorted({str(name) for name in shards.values()}) if isinstance(shards, dict) else []
+    paths = [directory / Path(name).name for name in names]  # a shard lies in the directory, whatever the index says
+    for path in paths:
         if path.name not in there:
             pickled = "pytorch_model.bin" in there
             hint = "pytorch_model.bin is a pickle, which is never read; save as safetensors"
             raise InputError(f"{path}: is missing; {hint if pickled else 'download it again'}")
-        try:
-            with safe_open(path, "pt") as file:
-                read = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except Exception as error:  # the library and PyTorch raise many kinds
-            raise InputError(f"{path}: is damaged ({error}); download it again") from None
-        for name, tensor in read.items():
-            if tensor.is_floating_point():
-                tensors[name] = tensor.float()
-                if not tensors[name].isfinite().all():
-                    raise InputError(f"{path}: {name} contains NaN or infinity; take other weights")
-            elif not is_unused(name):
-                raise InputError(f"{path}: {name} is {tensor.dtype}, not a floating-point type; download it again")
+    return paths
+
+
+def read_tensors(paths: list[Path], is_unused: Callable[[str], bool], shapes_only: bool = False) -> dict[str, Tensor]:
+    """Read the tensors of these files as fp32, but for those for which is_unused(name) is true: copies, which stay as
+    they are when a file is overwritten. shapes_only: read no numbers, and return tensors without storage."""
+    tensors = {}
+    for path in paths:
+        with naming(path):
+            try:
+                with safe_open(path, "pt") as file:
+                    for name in [name for name in file.keys() if not is_unused(name)]:  # noqa: SIM118
+                        tensors[name] = shape_of(name, file) if shapes_only else numbers_of(name, file)
+            except InputError:
+                raise
+            except Exception as error:  # the library and PyTorch raise many kinds
+                refuse_lfs_pointer(path)
+                raise InputError(f"is damaged ({error}); download it again") from None
     return tensors
+
+
+def shape_of(name: str, file: Any) -> Tensor:
+    """Return a tensor of an open file without its numbers."""
+    return torch.empty(file.get_slice(name).get_shape(), device="meta")
+
+
+def numbers_of(name: str, file: Any) -> Tensor:
+    """Return a tensor of an open file as fp32."""
+    tensor = file.get_tensor(name)
+    if not tensor.is_floating_point():
+        raise InputError(f"{name} is {tensor.dtype}, not a floating-point type; download it again")
+    tensor = tensor.to(torch.float32, copy=True)
+    if not tensor.isfinite().all():
+        raise InputError(f"{name} contains NaN or infinity; take other weights")
+    return tensor
+
+
+def unite(tensors: dict[str, Tensor], name: str, copies: Collection[str]) -> dict[str, Tensor]:
+    """Return tensors with one of them, that may stand under several names, under `name` alone."""
+    found = [one for one in (name, *copies) if one in tensors]
+    for copy in found[1:]:
+        first, other = tensors[found[0]], tensors[copy]
+        if first.shape != other.shape or not (first.is_meta or torch.equal(first, other)):
+            raise InputError(f"{copy} differs from {found[0]}; only models in which they are equal are supported")
+    rest = {one: tensor for one, tensor in tensors.items() if one not in copies}
+    return rest | {name: tensors[found[0]]} if found else rest
 
 
 def fuse(tensors: dict[str, Tensor], names: Names) -> dict[str, Tensor]:
@@ -108,21 +144,38 @@ class SkipInit(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def build(make: Callable[[], nn.Module], weights: dict[str, Tensor], names: Iterable[str]) -> nn.Module:
-    """Make a model and give it these weights, once all of `names` are there and have the model's shapes."""
-    if missing := [f"{name} is missing" for name in names if name not in weights]:
-        raise InputError(f"the weights do not fit config.json: {summarize(missing)}")
-    with torch.device("meta"), SkipInit():  # shapes alone: nothing is allocated before they are known to fit
-        model = make()
-    wrong = [
-        f"{name} is {list(weights[name].shape)}, not {list(tensor.shape)}"
-        for name, tensor in model.state_dict().items()
-        if weights[name].shape != tensor.shape
-    ]
-    if wrong:
-        raise InputError(f"the weights do not fit config.json: {summarize(wrong)}")
-    model.load_state_dict(weights, assign=True)
-    return model
+def build(
+    directory: Path,
+    make: Callable[[], nn.Module],
+    convert: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    names: Iterable[str],
+    is_unused: Callable[[str], bool],
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Make a model with the weights of a directory -> the model, and the tensors of the files.
+
+    convert: from tensors under the names of the files to those under ours, which are `names`; it is called with
+    tensors that have shapes alone first, so that no number is read before all shapes fit. is_unused(name) is true
+    for tensors that are not read.
+    """
+    paths = weight_files(directory)
+    shapes = read_tensors(paths, is_unused, shapes_only=True)
+    with naming(directory):
+        weights = convert(shapes)
+        if missing := [f"{name} is missing" for name in names if name not in weights]:
+            raise InputError(f"the weights do not fit config.json: {summarize(missing)}")
+        with torch.device("meta"), SkipInit():
+            model = make()
+        wrong = [
+            f"{name} is {list(weights[name].shape)}, not {list(tensor.shape)}"
+            for name, tensor in model.state_dict().items()
+            if weights[name].shape != tensor.shape
+        ]
+        if wrong:
+            raise InputError(f"the weights do not fit config.json: {summarize(wrong)}")
+    tensors = read_tensors(paths, is_unused)
+    with naming(directory):
+        model.load_state_dict(convert(tensors), assign=True)
+    return model, tensors
 
 
 def write_directory(
@@ -130,13 +183,12 @@ def write_directory(
     contents: dict[str, dict],
     tensors: dict[str, Tensor],
     save_tokenizer: Callable[[Path], Any],
-    stale: Iterable[str],
 ) -> None:
     """Write a model directory.
 
-    contents: the JSON files, config.json among them; save_tokenizer writes its files into a folder; stale: files
-    of other models that are removed unless they are written. Every file is written beside its place first, then
-    all are moved in. config.json, without which there is no model, is removed first and moved in last: a kill in
+    contents: the JSON files, config.json among them; save_tokenizer writes its files into a folder. Files of the
+    model that was there are removed unless they are written. Every file is written beside its place first, then all
+    are moved in. config.json, without which there is no model, is removed first and moved in last: a kill in
     between leaves no mixture of two models that could be taken for one.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -156,7 +208,9 @@ def write_directory(
         shutil.copymode(folder / "config.json", folder / WEIGHTS)  # else for its owner alone
         fsync_files(folder)
         written = {file.name for file in folder.iterdir()}
-        for name in ("config.json", *({INDEX, *stale} - written)):
+        old = {file.name for file in directory.iterdir() if any(file.match(one) for one in MODEL_FILES)}
+        is_model = not old.isdisjoint({"config.json", WEIGHTS, INDEX})
+        for name in ("config.json", *(old - written if is_model else ())):
             (directory / name).unlink(missing_ok=True)
         for name in (*(written - {"config.json"}), "config.json"):
             os.replace(folder / name, directory / name)

@@ -108,7 +108,7 @@ class TokenStore:
     """
 
     def __init__(self, folder: Path, cache_key: dict[str, Any]):
-        self.folder, self.cache_key = folder, cache_key
+        self.folder, self.cache_key = Path(os.path.realpath(folder)), cache_key  # a link stays a link
         self.digest = hashlib.sha256(json.dumps(cache_key, sort_keys=True).encode()).hexdigest()[:16]
 
     def read(self) -> dict[str, Any] | None:

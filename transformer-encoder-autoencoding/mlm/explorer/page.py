@@ -13,7 +13,7 @@ from encoder import MaskedLanguageModel
 from ..common.errors import InputError
 from ..common.plots import entropy, with_means
 from ..common.web_page import SCALE, fill_template, pack_weights
-from ..filling import hide_each, predict, to_word
+from ..filling import hide_each, ids_without_token, likeliest, predict, to_word
 from ..tokenizer import SpecialIds
 
 SCRIPTS = "explorer.js", "hide.js"
@@ -48,17 +48,13 @@ def guess_each(
     "itself": the probability of the token that is there, None if that is [MASK]}; None for [CLS] and [SEP].
     """
     special, found = SpecialIds.of(tokenizer), [None] * len(ids)
-    queries = hide_each(ids, special)
+    queries, absent = hide_each(ids, special), ids_without_token(tokenizer, model)
     for q, log_probs in predict(queries, model, special, device):
         (position,) = queries[q].positions
-        probabilities, token = log_probs[0].exp(), ids[position]
-        best = probabilities.topk(min(GUESSES, len(probabilities)))
+        token, (best,) = ids[position], likeliest(log_probs, GUESSES, absent)
         found[position] = {
-            "best": [
-                {"token": label(tokenizer, t), "probability": round(p, 3), "right": t == token}
-                for t, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            ],
-            "itself": None if token == special.mask else round(probabilities[token].item(), 3),
+            "best": [{"token": label(tokenizer, t), "probability": round(p, 3), "right": t == token} for t, p in best],
+            "itself": None if token == special.mask else round(log_probs[0, token].exp().item(), 3),
         }
     return found
 

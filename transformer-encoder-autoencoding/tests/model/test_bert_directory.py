@@ -1,13 +1,26 @@
 """The model directory: what we save opens with Hugging Face's transformers, and a BERT that transformers saved opens
 with us, to the same ids, logits and attention. So our encoder is BERT, and not only something like it."""
 
+import json
+
 import pytest
 import torch
 from hf_bert import save_bert
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertForPreTraining, pipeline
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertForPreTraining,
+    BertForSequenceClassification,
+    BertModel,
+    BertTokenizer,
+    pipeline,
+)
 
 from mlm import MaskFiller, bert
+from mlm.common.errors import InputError
+from mlm.explorer.page import guess_each
 from mlm.tokenizer import train_tokenizer
 
 CPU = torch.device("cpu")
@@ -160,3 +173,112 @@ def test_what_was_theirs_and_saved_by_us_opens_with_them_again(tmp_path):
     assert not any(problems.values()), problems
     assert_same_logits(ours, theirs, tokenizer)
     assert_same_logits(ours, reopened, tokenizer)
+
+
+# ---- directories as they lie about
+
+
+def rewrite(path, change):
+    """The tensors of model.safetensors become change(them)."""
+    weights = change(load_file(path / "model.safetensors"))
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_tokenizer_of_the_first_years_is_read(tmp_path):
+    """Its model has no type, config.json no model_type; or there is vocab.txt alone."""
+    theirs = save_bert(tmp_path, lowercase=True)
+    _, expected = bert.load(tmp_path, CPU)
+    config, old = (json.loads((tmp_path / name).read_text()) for name in ("config.json", "tokenizer.json"))
+    del config["model_type"], old["model"]["type"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(old))
+    ours, tokenizer = bert.load(tmp_path, CPU)
+    assert_same_logits(ours, theirs, tokenizer)
+    for text in ODD_TEXTS:
+        assert tokenizer.encode(text).ids == expected.encode(text).ids
+
+
+@pytest.mark.parametrize("settings", [{}, {"do_lower_case": False}, {"strip_accents": False}])
+def test_vocab_txt_is_read_as_hugging_face_reads_it(tmp_path, settings):
+    save_bert(tmp_path)
+    vocabulary = sorted(bert.load(tmp_path, CPU)[1].get_vocab().items(), key=lambda item: item[1])
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).unlink()
+    (tmp_path / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in vocabulary), encoding="utf-8")
+    if settings:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": "BertTokenizer"}))
+    tokenizer, theirs = bert.load(tmp_path, CPU)[1], BertTokenizer.from_pretrained(tmp_path)
+    for text in [*ODD_TEXTS, "Paris sees the Café, paris!", "日本 cat"]:
+        assert tokenizer.encode(text).ids == theirs(text)["input_ids"], text
+    pair = tokenizer.encode("the cat", "a dog")
+    assert (pair.ids, pair.type_ids) == tuple(
+        theirs("the cat", "a dog")[name] for name in ("input_ids", "token_type_ids")
+    )
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertJapaneseTokenizer"}')
+    with pytest.raises(InputError, match="tokenizer_class is 'BertJapaneseTokenizer'"):
+        bert.load(tmp_path, CPU)
+
+
+@pytest.mark.parametrize("kind", [BertModel, BertForSequenceClassification])
+def test_a_checkpoint_without_a_head_is_refused_by_that_name_or_given_one(tmp_path, kind):
+    """BertModel's names have no prefix."""
+    theirs = save_bert(tmp_path, kind=kind)
+    with pytest.raises(InputError, match="has no masked-language-modelling head"):
+        bert.load(tmp_path, CPU)
+    ours, tokenizer = bert.load(tmp_path, CPU, new_head=True)
+    ids, mask = batch(tokenizer)
+    hidden = getattr(theirs, "bert", theirs)(input_ids=ids, attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(ours.encoder(ids)[0][mask == 1], hidden[mask == 1], rtol=0, atol=1e-5)
+    assert ours.head.transform.weight.std() > 0 and not ours.head.decoder.bias.any()
+    assert ours.head.decoder.weight is ours.encoder.embeddings.token.weight
+
+
+@pytest.mark.parametrize("there", [bert.TOKENS, bert.DECODER])
+def test_the_tied_weight_is_read_under_any_of_its_names(tmp_path, there):
+    theirs, word = save_bert(tmp_path), bert.TOKENS
+    rewrite(tmp_path, lambda weights: weights | {there: weights.pop(word)})
+    ours, tokenizer = bert.load(tmp_path, CPU)
+    assert_same_logits(ours, theirs, tokenizer)
+    rewrite(tmp_path, lambda weights: weights | {word: weights[there] + 1, bert.DECODER: weights[there]})
+    with pytest.raises(InputError, match=r"decoder\.weight differs from"):
+        bert.load(tmp_path, CPU)
+
+
+def test_a_whole_file_counts_more_than_an_index_of_shards(tmp_path):
+    theirs = save_bert(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1-of-2.safetensors"}}')
+    ours, tokenizer = bert.load(tmp_path, CPU)
+    assert_same_logits(ours, theirs, tokenizer)
+
+
+def test_a_loaded_model_does_not_change_with_its_file(tmp_path, tiny, tokenizer):
+    bert.save(tmp_path, tiny, tokenizer)
+    loaded, _ = bert.load(tmp_path, CPU)
+    with (tmp_path / "model.safetensors").open("r+b") as file:
+        file.seek(8000)
+        file.write(b"\1" * 20000)
+    for name, tensor in tiny.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def test_a_vocabulary_that_is_padded_shows_no_id_without_a_token(tmp_path):
+    """In a [MASK]'s candidates, and in the explorer's guesses."""
+    save_bert(tmp_path, vocab_size=64)
+    rewrite(tmp_path, lambda weights: weights | {"cls.predictions.bias": torch.arange(64.0)})
+    filler = MaskFiller.load(tmp_path, "cpu")
+    tokens = filler.tokenizer.get_vocab()
+    (candidates,) = filler("the [MASK] cat", top_k=100)
+    assert len(candidates) == len(tokens) < 64
+    guesses = guess_each(filler.tokenizer.encode("the cat").ids, filler.model, filler.tokenizer, CPU)
+    assert all(one["token"] in tokens for guess in guesses if guess for one in guess["best"])
+
+
+def test_what_our_model_does_not_use_is_saved_again(tmp_path):
+    """Two segments, the pair template that goes with them, and dropout of the attention weights."""
+    theirs = save_bert(tmp_path / "theirs", attention_probs_dropout_prob=0.25, classifier_dropout=0.5)
+    bert.save(tmp_path / "ours", *bert.load(tmp_path / "theirs", CPU))
+    reopened = AutoModelForMaskedLM.from_pretrained(tmp_path / "ours").eval()
+    assert (reopened.config.attention_probs_dropout_prob, reopened.config.classifier_dropout) == (0.25, 0.5)
+    pair = AutoTokenizer.from_pretrained(tmp_path / "ours")("the cat", "a dog", return_tensors="pt")
+    assert pair["token_type_ids"].sum() > 1
+    torch.testing.assert_close(reopened(**pair).logits, theirs(**pair).logits, rtol=0, atol=1e-5)

@@ -17,6 +17,9 @@ try:
 except ImportError:  # on Windows
     fcntl = None
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+LFS_REMEDY = "is a Git LFS pointer in place of the file; run git lfs pull in its repository"
+
 
 def check_name(path: Path) -> None:
     """Refuse a folder whose name is not UTF-8: the libraries of model directories need that."""
@@ -62,6 +65,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink()
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    """Refuse the few lines that a clone without Git LFS has in place of a large file."""
+    with path.open("rb") as stream:
+        if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise InputError(LFS_REMEDY)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,12 +12,13 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from .errors import InputError, naming
+from .files import refuse_lfs_pointer
 
 PARTS = {  # the supported types of each part
     "normalizer": "NFC NFD NFKC NFKD Lowercase Strip StripAccents BertNormalizer Replace",
     "pre_tokenizer": "BertPreTokenizer Whitespace WhitespaceSplit Punctuation Digits ByteLevel Metaspace Split",
     "post_processor": "TemplateProcessing BertProcessing ByteLevel",
-    "decoder": "WordPiece ByteLevel Metaspace BPEDecoder",
+    "decoder": "WordPiece ByteLevel Metaspace BPEDecoder Fuse Replace Strip",
     "model": "WordLevel WordPiece BPE",
 }
 SEQUENCES = {  # the name of the list in a part that is a sequence
@@ -36,9 +37,11 @@ def read(path: Path, vocab_size: int, patterns: set[str]) -> Tokenizer:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
+            refuse_lfs_pointer(path)
             raise InputError(f"is not a tokenizer ({error}); download it again") from None
         if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
             raise InputError("is not a tokenizer, as it has no model; download it again")
+        content["model"].setdefault("type", type_of(content["model"]))
         for name in PARTS:
             for part in parts_of(content, name):
                 if complaint := refusal(part, name, patterns):
@@ -54,6 +57,11 @@ def read(path: Path, vocab_size: int, patterns: set[str]) -> Tokenizer:
         if max(ids, default=0) >= vocab_size:
             raise InputError("belongs to another model: its ids do not fit config.json")
     return tokenizer
+
+
+def type_of(model: dict) -> str:
+    """Return the type that the library gives a model without one, as that of bert-base-uncased."""
+    return "BPE" if "merges" in model else "WordPiece" if "max_input_chars_per_word" in model else "WordLevel"
 
 
 def parts_of(content: dict, name: str) -> list:
@@ -79,6 +87,8 @@ def refusal(part: Any, name: str, patterns: set[str]) -> str:
             return f"is a {kind} with the pattern {pattern!r}, which is not supported"
         if not isinstance(grown, str) or len(grown) > len(text or " "):
             return f"is a {kind} that makes text longer, which is not supported"
+    if name == "decoder" and kind == "Strip" and (part.get("start"), part.get("stop")) != (1, 0):
+        return "is a Strip of more than the first space, which is not supported"
     if kind == "TemplateProcessing":
         try:
             pieces = part["single"]
