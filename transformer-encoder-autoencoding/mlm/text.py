@@ -9,12 +9,31 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .common.errors import InputError
-from .common.files import fingerprint
-from .common.lines import check_rereadable, draw_held_out, normalize, numbered_lines, open_text
+from .common.errors import InputError, warn
+from .common.lines import (
+    check_rereadable,
+    draw_held_out,
+    guess_format,
+    normalize,
+    numbered_lines,
+    open_text,
+    text_fingerprint,
+)
 
 SPLITTING = 2  # goes up when another version holds out, or leaves out of training, other sentences
 SAMPLE_BYTES = 30_000_000  # of text from which a vocabulary is learnt; of more, an evenly spread part
+FIRST_LINES, LONG_LINE = 100, 100_000  # lines that show a file's format; characters
+
+
+def warn_of_format(path: Path) -> None:
+    """Say if a file seems to be no text with a sentence a line: everything in it is learnt as text."""
+    with open_text(path) as stream:
+        lines = (line.strip() for _, line in numbered_lines(stream, str(path)))
+        first = [line[: LONG_LINE + 1] for line in islice(filter(None, lines), FIRST_LINES)]
+    if seen := guess_format(first):
+        warn(f"{path}: looks like {seen}, which is learnt as text; extract the sentences, one a line")
+    elif max(map(len, first), default=0) > LONG_LINE:
+        warn(f"{path}: has a line of over {LONG_LINE:,} characters; break it into sentences, one a line")
 
 
 class TextFile:
@@ -23,11 +42,12 @@ class TextFile:
 
     def __init__(self, path: Path):
         self.path = check_rereadable(path)
+        warn_of_format(self.path)
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
         """The SHA-256 of the file and its size in bytes and in lines."""
-        return fingerprint(self.path)
+        return text_fingerprint(self.path)
 
     def __iter__(self) -> Iterator[str]:
         sentence = ""

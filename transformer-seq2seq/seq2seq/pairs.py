@@ -1,5 +1,6 @@
 """Tab-separated files of pairs: their columns, what is held out of training, and the stream of what remains."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,11 +12,21 @@ from typing import Any
 from tqdm import tqdm
 
 from .common.errors import InputError, naming, warn
-from .common.files import fingerprint
-from .common.lines import MAX_HELD_OUT, check_rereadable, draw_held_out, normalize, numbered_lines, open_text
+from .common.lines import (
+    MAX_HELD_OUT,
+    check_rereadable,
+    draw_held_out,
+    guess_format,
+    normalize,
+    numbered_lines,
+    open_text,
+    text_fingerprint,
+)
 
-SPLITTING = 1  # goes up when another version holds out other pairs
+SPLITTING = 2  # goes up when another version holds out other pairs
 SAMPLE_BYTES = 30_000_000  # of pairs from which a vocabulary is learnt; of more, an evenly spread part
+SAMPLE_LINES = 1000  # the first ones, which show what kinds of columns a file has
+NUMBER, QUOTED = re.compile(r"[+-]?\d+([.,]\d+)*(e[+-]?\d+)?%?", re.IGNORECASE), re.compile(r'"([^"]|"")*"')
 
 
 @dataclass(frozen=True)
@@ -31,7 +42,7 @@ class Pair:
 class Layout:
     """The result of scanning a file: the number of columns in most lines; the columns of source, target and kind,
     from 0; True if the first line is a header; the number of lines below it, and how many of them have another
-    number of columns, or an empty side. Blank lines do not count."""
+    number of columns, or an empty side; True if the file seems to be quoted. Blank lines do not count."""
 
     width: int
     source: int
@@ -41,6 +52,7 @@ class Layout:
     n_lines: int
     n_odd: int
     n_empty: int
+    quoted: bool = False
 
     @property
     def n_pairs(self) -> int:
@@ -63,22 +75,40 @@ def is_empty(row: list[str], column: int) -> bool:
 
 def find_column(wanted: str, header: Sequence[str], setting: str) -> int:
     """Return the index of a column, named by its header or by its number from 1. setting names the
-    configuration field that it is for."""
-    if header.count(wanted) > 1:
-        raise InputError(f"has {header.count(wanted)} columns {wanted!r}; choose one by its number", setting)
-    if wanted in header:
-        return header.index(wanted)
+    configuration field that it is for. Upper and lower case differ only if the header has both."""
+    folded = [name.casefold() for name in header]
+    for name, names in ((wanted, header), (wanted.casefold(), folded)):
+        if names.count(name) > 1:
+            raise InputError(f"has {names.count(name)} columns {name!r}; choose one by its number", setting)
+        if name in names:
+            return names.index(name)
     if wanted.isdecimal() and len(wanted) < 10 and 1 <= int(wanted) <= len(header):
         return int(wanted) - 1
     raise InputError(f"has no column {wanted!r}; take one of {', '.join(header)}, or 1 to {len(header)}", setting)
 
 
+def is_number(field: str) -> bool:
+    """Return True if a field is a number, with decimals or per cent or without."""
+    return NUMBER.fullmatch(field.strip()) is not None
+
+
+def is_quoted(rows: list[list[str]]) -> bool:
+    """Return True if lines seem to be quoted, as spreadsheets and csv.writer do it: nearly all fields of nearly all
+    lines, or only those with a quote within, which is then doubled."""
+    whole = doubled = 0
+    for row in rows:
+        quoted = [field for field in row if QUOTED.fullmatch(field)]
+        whole += len(quoted) == len(row)
+        doubled += any('""' in field[1:-1] for field in quoted)
+    return whole > 0.9 * len(rows) or doubled > 0.01 * len(rows)
+
+
 class PairFile:
     """The pairs of a tab-separated file, quotes taken literally, read again whenever iterated over.
 
-    Columns are named by a header line or by number, from 1. Without names the columns "source" and "target" are
-    taken if the first line has both; else the first two columns, and the first line is a pair. Lines with an
-    unusual number of columns or with an empty side are skipped.
+    Columns are named by a header line or by number, from 1. Without names the columns "source" and "target" (in
+    upper or lower case) are taken if the first line has both; else the first two columns, and the first line is a
+    pair. Lines with an unusual number of columns or with an empty side are skipped.
     """
 
     def __init__(self, path: Path, source_column: str | None = None, target_column: str | None = None):
@@ -87,7 +117,7 @@ class PairFile:
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
         """The SHA-256 of the file and its size in bytes and in lines."""
-        return fingerprint(self.path)
+        return text_fingerprint(self.path)
 
     def rows(self) -> Iterator[list[str]]:
         """Yield the columns of each line that is not blank, the header's too."""
@@ -99,7 +129,8 @@ class PairFile:
         """The layout of the file, found by scanning it once."""
         rows = self.rows()
         header = [name.strip() for name in next(rows, [])]
-        named = any(not name.isdecimal() for name in self.names if name) or {"source", "target"} <= set(header)
+        lower = [name.casefold() for name in header]
+        named = any(not name.isdecimal() for name in self.names if name) or {"source", "target"} <= set(lower)
         with naming(self.path):
             if not header:
                 raise InputError("contains no text; name a file of tab-separated pairs")
@@ -108,20 +139,26 @@ class PairFile:
             else:  # numbers, which are checked when the number of columns is known
                 source, target = (int(name[:9]) - 1 for name in (self.names[0] or "1", self.names[1] or "2"))
         widths, empty = Counter([len(header)] if named else []), Counter()
+        sample: list[list[str]] = []
         for row in rows if named else chain([header], rows):
+            if len(sample) < SAMPLE_LINES:
+                sample.append([field[:1000] for field in row])
             widths[len(row)] += 1
             if is_empty(row, source) or is_empty(row, target):
                 empty[len(row)] += 1
         with naming(self.path):
             width = widths.most_common(1)[0][0]
             if width < 2:
-                raise InputError("has one column; separate source and target by a tab")
+                seen = guess_format(["\t".join(row) for row in (header, *sample)])
+                hint = f" (this looks like {seen})" if seen else ""
+                raise InputError(f"has one column; separate source and target by a tab{hint}")
             if named and len(header) != width:
                 raise InputError(
                     f"the header has {len(header)} columns, most lines have {width}; give all of them the same number"
                 )
             if not named:
                 source, target = self.find_columns([str(i + 1) for i in range(width)], ("1", "2"))
+                self.check_numbers([row for row in sample if len(row) == width], (source, target))
             if source == target:
                 raise InputError(
                     f"column {source + 1} would be both source and target; choose two different ones", "source_column"
@@ -130,15 +167,28 @@ class PairFile:
                 width,
                 source,
                 target,
-                kind=header.index("kind") if named and "kind" in header else None,
+                kind=lower.index("kind") if named and "kind" in lower else None,
                 header=named,
                 n_lines=widths.total() - named,
                 n_odd=widths.total() - widths[width],
                 n_empty=empty[width],
+                quoted=is_quoted(sample),
             )
             if not layout.n_pairs:
                 raise InputError("contains no pair; separate a source and a target by a tab")
         return layout
+
+    def check_numbers(self, rows: list[list[str]], chosen: tuple[int, int]) -> None:
+        """Refuse a column that nobody has named if it holds numbers, such as ids or scores, and two others do not."""
+        numbers = [sum(map(is_number, column)) > 0.9 * len(column) for column in zip(*rows, strict=True)]
+        texts = [i for i, found in enumerate(numbers, start=1) if not found]
+        for column, name in zip(chosen, self.names, strict=True):
+            if name is None and len(texts) >= 2 and numbers[column]:
+                raise InputError(
+                    f"column {column + 1} is a number in almost all lines; choose columns of text, for example "
+                    f"{texts[0]} for the source and {texts[1]} for the target",
+                    "source_column" if column == chosen[0] else "target_column",
+                )
 
     def find_columns(self, header: list[str], usual: tuple[str, str]) -> tuple[int, int]:
         """Return the columns of source and target among those of a header. usual: their names if none are given."""
@@ -154,10 +204,15 @@ class PairFile:
 
 
 def warn_of_skipped(path: Path, layout: Layout) -> None:
-    """Say how many lines of a file are skipped."""
+    """Say how many lines of a file are skipped, and if it looks quoted."""
     lines = f"of {layout.n_lines} lines"
     if layout.n_odd:
         warn(f"{path}: skipped {layout.n_odd} {lines}: most lines have {layout.width} columns, these do not")
+    if layout.quoted:
+        warn(
+            f"{path}: looks quoted, as spreadsheets and csv.writer do it, but quotes are learnt as text; save it "
+            "without quotes (csv.QUOTE_NONE)"
+        )
     if layout.n_empty:
         warn(f"{path}: skipped {layout.n_empty} {lines}: their source or target is empty")
 

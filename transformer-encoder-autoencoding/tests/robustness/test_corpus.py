@@ -1,11 +1,13 @@
 """From bytes to batches: reading, holding out, both tokenizers, windows and batches."""
 
+import gzip
 import hashlib
 import io
 import math
 import os
 import re
 import unicodedata
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,10 +17,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlm.cloze import words_of
 from mlm.common import lines
 from mlm.common.errors import InputError
 from mlm.common.lines import chunks, draw_held_out, normalize, numbered_lines
-from mlm.dataset import MLMDataset, cache_key
+from mlm.config import TrainConfig
+from mlm.dataset import MLMDataset, cache_key, prepare_data
 from mlm.text import TextFile, TextSource, draw_held_out_sentences
 from mlm.tokenizer import MASK, SPECIAL_TOKENS, SpecialIds, train_tokenizer
 from train_mlm import parse_args
@@ -78,6 +82,39 @@ def test_a_file_without_text_is_refused_by_name(tmp_path, raw):
     (tmp_path / "empty.txt").write_bytes(raw)
     with pytest.raises(InputError, match=r"empty\.txt: contains no text"):
         list(TextFile(tmp_path / "empty.txt"))
+
+
+JSON = '{"text": "The cat sat on the mat."}\n{"text": "The dog ran, too."}\n'
+CSV = 'id,text\n1,"The cat, on the mat"\n2,The dog ran\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "warning"),
+    [
+        (JSON, "looks like JSON"),
+        (f"[\n{JSON}]", "looks like JSON"),
+        (CSV, "looks like CSV"),
+        (CSV.replace(",", ";"), "looks like CSV"),
+        (CSV.replace(",", "\t"), "looks like tab-separated columns"),
+        ("<mediawiki>\n<page>\n", "looks like XML or HTML"),
+        ("word " * 30_000, "has a line of over 100,000 characters"),
+        ("If it rains, we stay.\nIf not, we go.\n", ""),
+        ("[1] The first note.\n{sic} The second.\n<unk> is a word; so\n", ""),
+        ("\n\n\tOne tab.\nNone.\n", ""),
+    ],
+)
+def test_what_is_no_text_is_named_by_its_format(tmp_path, capsys, content, warning):
+    (tmp_path / "corpus.txt").write_text(content)
+    TextFile(tmp_path / "corpus.txt")
+    err = capsys.readouterr().err
+    assert err.count("\n") == bool(warning) and warning in err, err
+
+
+def test_compressed_text_is_read_as_if_it_were_unpacked(tmp_path):
+    (tmp_path / "text.txt.gz").write_bytes(gzip.compress(b"a b\nc\n"))
+    text = TextFile(tmp_path / "text.txt.gz")
+    assert list(text) == ["a b", "c"]
+    assert (text.fingerprint["bytes"], text.fingerprint["lines"]) == (6, 2)
 
 
 # ---- holding out
@@ -256,19 +293,70 @@ def test_mask_is_one_token_wherever_it_stands(kind, text, training):
     assert SPECIAL.unk not in ids
 
 
+WORDS = st.sampled_from(
+    ["the", "cat", "don't", "well-known", "हिन्दी", "e\u0301t\u00e9", "3rd", "x_y", "می\u200cخواهم", "字"]
+)
+GLUE = st.sampled_from(
+    ["", " ", "  ", " (", ") ", ", ", " '", "' ", "' ", "...", " — ", '"', " $", "\t", "。", "\u0964 "]
+)
+
+
 @pytest.mark.parametrize("kind", ["word", "bpe"])
-def test_hiding_a_word_changes_no_other_token(kind, training):
-    """What the model sees around a [MASK] that a user types is what it saw in training."""
-    tokenizer = train_tokenizer(training, kind, 400)
+@properties
+@given(parts=st.lists(st.tuples(GLUE, WORDS), min_size=1, max_size=5), end=GLUE, data=st.data())
+def test_hiding_a_word_changes_no_other_token(tokenizer, bpe, kind, parts, end, data):
+    """What the model sees around a [MASK] that a user types is what it saw in training, whatever is glued to it."""
+    tokenizer = {"word": tokenizer, "bpe": bpe}[kind]
+    text = unicodedata.normalize("NFC", "".join(glue + word for glue, word in parts) + end)
+    begin, stop = data.draw(st.sampled_from(list(words_of(text))))
+    whole = tokenizer.encode(text)
+    spans = zip(whole.ids, whole.offsets, strict=True)
+    kept = [token for token, (left, right) in spans if left >= stop or right <= begin]
+    hidden = tokenizer.encode(text[:begin] + MASK + text[stop:]).ids
+    place = hidden.index(SPECIAL.mask)
+    assert [*hidden[:place], *hidden[place + 1 :]] == kept
 
-    def ids(text):
-        return tokenizer.encode(text, add_special_tokens=False).ids
 
-    sentence = "the cat chases a mouse"
-    for word in ("the", "chases", "mouse"):
-        at = ids(sentence[: sentence.index(word)].rstrip())
-        rest = ids(sentence)[len(at) + len(ids(word)) :]
-        assert ids(sentence.replace(word, MASK)) == [*at, SPECIAL.mask, *rest]
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("我爱 Python编程。", ["我", "爱", "Python", "编", "程", "。"]),
+        ("می\u200cخواهم क्\u200dष", ["می\u200cخواهم", "क्\u200dष"]),
+        ("Donau\u00addampf zero\u200bwidth", ["Donaudampf", "zerowidth"]),
+    ],
+)
+def test_ideographs_are_words_and_invisible_characters_part_none(text, expected):
+    """As in BERT."""
+    assert tokens_of(train_tokenizer([text], "word", 1000), text) == expected
+
+
+@pytest.mark.parametrize("kind", ["word", "bpe"])
+def test_names_of_special_tokens_in_a_corpus_are_text(kind):
+    """MS MARCO has "Peripheral Artery Disease [PAD]": that is no padding."""
+    tokenizer = train_tokenizer(["Peripheral artery disease [PAD] narrows", "BERT puts [CLS] first"], kind, 400)
+    found = MLMDataset.in_memory(["disease [PAD] narrows", "BERT puts [CLS] [MASK] first"], tokenizer, 32)
+    inner = [row[1 : row.index(SPECIAL.sep)] for row in found.batch(np.arange(2)).tolist()]
+    assert not {*SPECIAL.all} - {SPECIAL.unk} & {token for row in inner for token in row}
+    assert tokenizer.encode(f"disease {MASK}").ids.count(SPECIAL.mask) == 1
+
+
+def test_held_out_text_that_is_mostly_unknown_is_warned_of(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("".join(f"note 2023-05-{i:04} of day{i}\n" for i in range(40)), encoding="utf-8")
+    config = TrainConfig(corpus=(tmp_path / "a.txt",), output=tmp_path)
+    prepare_data(config)
+    assert "50% of the held-out tokens are unknown" in capsys.readouterr().err
+    prepare_data(replace(config, tokenizer="bpe"))
+    assert "unknown" not in capsys.readouterr().err
+
+
+def test_the_text_decides_how_many_subwords_there_are():
+    """Those of a small text would soon be whole sentences, of which no other is made."""
+    few, many = (
+        train_tokenizer([f"cat{i % n} dog{i * 7 % n} eats bird{i * 13 % n}" for i in range(n)], "bpe", None)
+        for n in (100, 2000)
+    )
+    assert 261 < few.get_vocab_size() < 270 and 350 < many.get_vocab_size() < 500
+    assert train_tokenizer(["one sentence"] * 9, "bpe", None).get_vocab_size() == 261
 
 
 @properties

@@ -1,7 +1,11 @@
 """From files to batches: what is read, what is held out, how it is tokenized and grouped."""
 
+import bz2
+import csv
+import gzip
 import hashlib
 import io
+import lzma
 import os
 import unicodedata
 from pathlib import Path
@@ -10,10 +14,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from seq2seq.common import lines
 from seq2seq.common.errors import InputError
 from seq2seq.common.lines import chunks, draw_held_out, numbered_lines
+from seq2seq.common.standard_input import watch
 from seq2seq.config import TrainConfig
 from seq2seq.dataset import Metadata, PairDataset, cache_key, warn_of_pairs
 from seq2seq.loss import IGNORE
@@ -58,6 +64,60 @@ def test_an_endless_line_is_refused_before_it_fills_the_memory():
         list(numbered_lines(stream, "zero"))
 
 
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_compressed_text_is_read_as_if_it_were_unpacked(tmp_path, pack):
+    content = "source\ttarget\n" + "".join(f"a {i}\tb {i}\n" for i in range(100))
+    plain, packed = tmp_path / "plain.tsv", tmp_path / "packed.tsv"
+    plain.write_text(content)
+    packed.write_bytes(pack(content.encode()))
+    files = PairFile(plain), PairFile(packed)
+    assert list(files[0]) == list(files[1])
+    sizes = [{name: file.fingerprint[name] for name in ("bytes", "lines")} for file in files]
+    assert sizes[0] == sizes[1] == {"bytes": len(content), "lines": 101}
+    with os.fdopen(os.open(packed, os.O_RDONLY), "rb") as stream:  # as standard input, which a script reads twice
+        assert [line for _, line in numbered_lines(stream, "stdin")] == content.splitlines()
+        stream.seek(0)
+        assert next(numbered_lines(stream, "stdin")) == (1, "source\ttarget")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, bytes])
+@pytest.mark.parametrize(
+    "content", [b"", b"a\nb\n", os.urandom(20_000).hex().encode()], ids=["empty", "small", "large"]
+)
+@pytest.mark.parametrize("open_pipe", [lambda stream: stream, lambda stream: watch(stream)[0]], ids=["bare", "watched"])
+def test_compressed_text_is_read_from_a_pipe(pack, content, open_pipe):
+    end, start = os.pipe()
+    os.write(start, pack(content))
+    os.close(start)
+    with os.fdopen(end, "rb") as stream:
+        lines = [line for _, line in numbered_lines(open_pipe(stream), "stdin")]
+    assert lines == content.decode().splitlines()
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_damaged_compressed_text_is_refused(pack):
+    packed = pack(os.urandom(10_000).hex().encode())
+    for damaged in (packed[:-100], packed[:2000] + b"\0" * 50 + packed[2050:]):
+        with pytest.raises(InputError, match="file: is compressed, and damaged or cut off"):
+            lines_of(damaged)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\x28\xb5\x2f\xfd and so on", r"is compressed \(\.zst\); unpack it"),
+        (b"PK\x03\x04 and so on", r"is compressed \(\.zip.*; unpack it"),
+        (b"a\rb\r", "its lines end in CR or U.2028, none in LF; save it"),
+        ("a\u2028b".encode(), "its lines end in CR or U.2028"),
+        (b"a\r" * 2**25 + b"a\r", "its lines end in CR or U.2028"),
+    ],
+)
+def test_files_of_other_kinds_are_refused_with_the_remedy(content, reason):
+    with pytest.raises(InputError, match=reason):
+        lines_of(content)
+    assert lines_of(b"a\rb\nc\r\n") == ["a\rb", "c"]  # among other line ends they are white space
+
+
 HEADER = "id\ttarget\tsource\n1\tb\ta\n2\td\tc\n"
 
 
@@ -76,6 +136,14 @@ HEADER = "id\ttarget\tsource\n1\tb\ta\n2\td\tc\n"
         ("\na\tb\n\n", (), [("a", "b")]),
         ("source\ttarget\n  a b \t c\n", (), [("a b", "c")]),
         ('"a"\t\'b\nsay "x\ty"\n', (), [('"a"', "'b"), ('say "x', 'y"')]),
+        ("Target\tSOURCE\na\tb\n", (), [("b", "a")]),
+        ("source\tSource\ttarget\na\tb\tc\n", ("Source", None), [("b", "c")]),
+        ("En\tDe\na\tb\n", ("de", "EN"), [("b", "a")]),
+        ("12\t21\n34\t43\n", (), [("12", "21"), ("34", "43")]),
+        ("12\tzwölf\n34\tvierunddreißig\n", (), [("12", "zwölf"), ("34", "vierunddreißig")]),
+        ("12\t21\treversal\n34\t43\treversal\n", (), [("12", "21"), ("34", "43")]),
+        ("1\ta\t7\tb\n2\tc\t8\td\n", ("2", "4"), [("a", "b"), ("c", "d")]),
+        ("1\ta\tb\n2\tc\td\n", ("1", "3"), [("1", "b"), ("2", "d")]),
     ],
     ids=[
         "bare",
@@ -90,6 +158,14 @@ HEADER = "id\ttarget\tsource\n1\tb\ta\n2\td\tc\n"
         "blank",
         "strip",
         "quotes",
+        "other-case",
+        "both-cases",
+        "names-in-other-case",
+        "numbers-to-numbers",
+        "numbers-to-words",
+        "numbers-and-a-kind",
+        "ids-passed-over",
+        "ids-asked-for",
     ],
 )
 def test_columns_are_found(tmp_path, content, columns, expected):
@@ -102,6 +178,36 @@ def test_lines_with_other_columns_and_empty_sides_are_counted(tmp_path, capsys):
     odd, empty = capsys.readouterr().err.splitlines()
     assert "pairs.tsv: skipped 2 of 8 lines: most lines have 2 columns, these do not" in odd
     assert "pairs.tsv: skipped 2 of 8 lines: their source or target is empty" in empty
+
+
+@pytest.mark.parametrize(
+    ("line", "columns", "reason"),
+    [
+        ("{i}\tgood morning\t{i}\tbonjour", (), "column 1 is a number in .*, for example 2 for the source and 4"),
+        ("0.9{i}\tgood morning\tbonjour", (), "column 1 is a number in .*, for example 2 for the source and 3"),
+        ("good morning\t{i}\tbonjour", (), "column 2 is a number in .*, for example 1 for the source and 3"),
+        ("{i}\tgood morning\t{i}\tbonjour", ("2", None), "column 2 would be both"),
+        ("{i}\tgood morning\t{i}\tbonjour", (None, "4"), "column 1 is a number"),
+        ('{{"source": "a", "target": "b {i}"}}', (), r"has one column; .* \(this looks like JSON\)"),
+        ("bonjour,morning {i}", (), r"has one column; .* \(this looks like CSV\)"),
+        ("bonjour, morning {i}", (), "has one column; separate source and target by a tab$"),
+    ],
+)
+def test_columns_that_are_no_text_are_refused_with_the_remedy(tmp_path, line, columns, reason):
+    content = "".join(line.format(i=i) + "\n" for i in range(20)) + "a\tb\tc\td\n"
+    with pytest.raises(InputError, match=reason):
+        read(tmp_path, content, *columns)
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_ALL, csv.QUOTE_MINIMAL])
+def test_a_quoted_file_gives_a_warning(tmp_path, capsys, quoting):
+    rows = [("source", "target"), *((f'say "{i}"', f"{i}") for i in range(40))]
+    file = io.StringIO()
+    csv.writer(file, delimiter="\t", quoting=quoting).writerows(rows)
+    read(tmp_path, file.getvalue())
+    assert "pairs.tsv: looks quoted" in capsys.readouterr().err
+    read(tmp_path, "".join("\t".join(row) + "\n" for row in rows))
+    assert capsys.readouterr().err == ""
 
 
 def test_clean_files_give_no_warning(tmp_path, capsys):
@@ -304,7 +410,7 @@ def tidy(text):
     return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
-VISIBLE = st.characters(exclude_categories=["Cs", "Cc", "Cn"], exclude_characters="▁")
+VISIBLE = st.characters(exclude_categories=["Cs", "Cc", "Cn"], exclude_characters="\u00ad\u200b")
 AWKWARD = [
     "e\u0301",
     "👩‍👩‍👧",
@@ -357,6 +463,41 @@ def test_equivalent_spellings_have_the_same_ids(kind):
 
 def test_words_and_marks_are_tokens(tokenizer):
     assert tokenizer.encode("Hello, cook!").tokens == ["▁Hello", ",", "▁cook", "!", EOS]
+
+
+@pytest.mark.parametrize("mark", ['"', "'", "(", "/", "-", "...", "’", "$", "字", "。"])
+def test_a_word_is_one_token_whatever_mark_is_glued_to_it(mark):
+    """Also where no word of the training text had one before it."""
+    for texts in (["say hello now", f"a {mark} b"], ["say hello now", f"a {mark}b{mark} c"]):
+        tokenizer = train_tokenizer(texts, "word", 100)
+        (word,) = tokenizer.encode("hello").ids[:-1]
+        for text in (f"{mark}hello", f"hello{mark}", f"{mark}hello{mark} now", f"say {mark}hello"):
+            assert word in tokenizer.encode(text).ids and UNK not in tokenizer.encode(text).tokens, text
+    text = f"a {mark}hello{mark} b{mark}"
+    assert to_text(tokenizer, tokenizer.encode(text).ids[:-1]) == text
+
+
+@pytest.mark.parametrize("kind", ["word", "bpe"])
+def test_decoding_by_other_programs_gives_the_text(kind):
+    text = "the sign ▁ stands (as ▁this) ⁐ for a space"
+    tokenizer = Tokenizer.from_str(train_tokenizer([text], kind, 400).to_str())
+    assert tokenizer.decode(tokenizer.encode(text).ids) == text
+
+
+def test_ideographs_are_tokens_and_invisible_characters_part_no_word():
+    text = "我爱Python编程 می\u200cخواهم Donau\u00addampf"
+    tokenizer = train_tokenizer([text], "word", 100)
+    found = [token for token in tokenizer.encode(text).tokens if token not in "▁⁐"]
+    assert found == [*"我爱", "▁Python", *"编程", "▁می\u200cخواهم", "▁Donaudampf", EOS]
+
+
+def test_the_text_decides_how_many_subwords_there_are():
+    """Those of a small text would soon be whole sentences, of which no other is made."""
+    signs = "零一二三四五六七八九"
+    pairs = [f"{i:05}".translate(str.maketrans("0123456789", signs)) + "的意思" for i in range(0, 99999, 41)]
+    tokenizer = train_tokenizer(pairs, "bpe", None)
+    assert max(len(tokenizer.decode([i])) for i in range(tokenizer.get_vocab_size())) <= 4
+    assert 261 < tokenizer.get_vocab_size() < 320
 
 
 def test_unknown_words_are_shown_as_unknown(tokenizer):
