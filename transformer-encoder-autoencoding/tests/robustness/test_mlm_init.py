@@ -52,6 +52,25 @@ def test_training_goes_on_from_its_weights_with_its_tokenizer(directory, script,
     transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "on" / "model")
 
 
+def test_training_gives_a_head_to_a_model_without_one(script, tmp_path, training):
+    """The same for the same seed. And tokens/ may be a link to another disk."""
+    words = " ".join(sorted({word for line in training for word in line.split()}))
+    save_bert(tmp_path / "bert", pieces=words, kind=transformers.BertModel)
+    (tmp_path / "corpus.txt").write_text("\n".join(training), encoding="utf-8")
+    weights = []
+    for name in ("one", "two"):
+        for folder in (tmp_path / name, tmp_path / f"{name}-disk"):
+            folder.mkdir()
+        (tmp_path / name / "tokens").symlink_to(tmp_path / f"{name}-disk")
+        flags = "--corpus", tmp_path / "corpus.txt", "--max-steps", 1, "--output", tmp_path / name
+        for _ in range(2):
+            status, _, err = script("train_mlm", "--init", tmp_path / "bert", *flags)
+            assert status == 0, err
+        assert (tmp_path / name / "tokens").is_symlink() and (tmp_path / f"{name}-disk" / "meta.json").is_file()
+        weights.append(bert.load(tmp_path / name / "model", torch.device("cpu"))[0].state_dict())
+    assert all(map(torch.equal, *(tensors.values() for tensors in weights)))
+
+
 def test_sizes_and_init_exclude_each_other(directory, script, tmp_path):
     status, _, err = script("train_mlm", "--init", directory, "--tokenizer", "bpe", "--output", tmp_path)
     assert status == 2 and "init and tokenizer exclude each other: the directory has its own (--tokenizer)" in err

@@ -130,7 +130,8 @@ class TokenStore:
 
         If the block fails, nothing is left of either, and what was in place before stays.
         """
-        if self.folder.exists() and not (self.folder / "meta.json").is_file():
+        used = any(self.folder.iterdir()) if self.folder.is_dir() else self.folder.exists()
+        if used and not (self.folder / "meta.json").is_file():
             raise InputError(
                 f"{self.folder}: is where the token ids go, but something else is there; move it away, or name "
                 "another folder",
