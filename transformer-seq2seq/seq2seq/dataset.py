@@ -41,7 +41,7 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on that device."""
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
+        return Batch(*(tensor.to(device) for tensor in vars(self).values()))
 
 
 def shift_right(labels: np.ndarray, pad_id: int) -> np.ndarray:
