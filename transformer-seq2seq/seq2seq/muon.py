@@ -34,8 +34,9 @@ class Muon(torch.optim.Optimizer):
         W_t = W_(t-1) - lr 0.2 sqrt(max(R, C)) U_t           for W (R, C)
 
     A matrix's gradient is mostly a few directions, and gradient descent learns these alone; in U_t all count
-    alike. The factor gives the updates the size that Adam's have in practice (Liu et al. 2025,
-    arXiv:2502.16982, section 2.2), so that one learning rate suits both.
+    alike. Keys and values, which are one matrix here, are made orthogonal together, not each alone. The factor
+    gives the updates the size that Adam's have in practice (Liu et al. 2025, arXiv:2502.16982, section 2.2), so
+    that one learning rate suits both.
     """
 
     def __init__(self, matrices: Iterable[nn.Parameter], momentum: float = 0.95, dtype: torch.dtype = torch.float32):
