@@ -34,11 +34,13 @@ def best_precision(device: torch.device) -> str:
 
 
 def byte_dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """Compute F.dropout at the multiple of 1/256 nearest to p. What is kept is scaled up, in bfloat16 to three
-    digits, so that the expectation is x."""
+    """Compute F.dropout at the multiple of 1/256 nearest to p; if that is zero, as PyTorch does. What is kept is
+    scaled up, in bfloat16 to three digits, so that the expectation is x."""
     dropped = min(255, round(256 * p))
-    if not training or not dropped:
+    if not training or not p:
         return x
+    if not dropped:
+        return F.dropout(x, p)
     draws = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)  # all 64 bits
     bytes_ = draws.view(torch.uint8)[: x.numel()].view(x.shape)
     return x * ((bytes_ >= dropped) * x.new_tensor(256 / (256 - dropped)))

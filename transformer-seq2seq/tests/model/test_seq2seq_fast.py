@@ -63,6 +63,11 @@ def test_dropout_drops_every_position_alike_and_keeps_the_mean(p):
     assert torch.equal(x.grad, y.detach())  # what was dropped gets no gradient, what was kept the same scale
 
 
+def test_dropout_of_less_than_a_byte_can_say_is_pytorchs():
+    y = byte_dropout(torch.ones(1_000_000), 0.001)
+    assert 800 < (y == 0).sum() < 1200 and y.max().item() == pytest.approx(1 / 0.999)
+
+
 def test_dropout_rests_and_repeats_as_pytorchs_does():
     x = torch.randn(3, 5)
     assert byte_dropout(x, 0.5, training=False) is x and byte_dropout(x, 0.0) is x
