@@ -14,25 +14,28 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlm.common.command_line import run_script  # isort: skip (before PyTorch: a quiet Ctrl-C)
+
 import torch
 from torch import Tensor
 
 from mlm import MaskFiller
-from mlm.common.command_line import Parser, int_in, run_script
-from mlm.common.errors import InputError
+from mlm.common.command_line import Parser, int_in
+from mlm.common.errors import InputError, warn
 from mlm.common.files import make_output_folder, write_text
 from mlm.common.plots import (
     MAX_TITLE,
     check_room,
-    count_missing_glyphs,
     draw_heads,
     draw_map,
+    fonts_for,
     select_map,
     shorten,
 )
+from mlm.common.token_text import show_token
 from mlm.explorer import page
 from mlm.filler import Sentence, collect_unknown_words
-from mlm.filling import to_word
+from mlm.filling import ids_without_token, likeliest
 from mlm.tokenizer import MASK
 
 FOLDER = Path(__file__).parent
@@ -81,7 +84,7 @@ def attend(filler: MaskFiller, sentence: str, for_page: bool) -> Attended:
     """Let the encoder read a sentence, and look at all its attention. for_page: refuse a sentence for which a page
     has no room, else a model for which the pictures have none."""
     with collect_unknown_words() as unknown:
-        ids = filler.encode(Sentence(sentence, "SENTENCE"), unknown)
+        ids = filler.encode(Sentence(sentence, "SENTENCE"), unknown).ids
     model, tokenizer = filler.model, filler.tokenizer
     if for_page:
         page.check_size(model.config.n_layers, model.config.n_heads, len(ids))
@@ -91,12 +94,13 @@ def attend(filler: MaskFiller, sentence: str, for_page: bool) -> Attended:
     weights = torch.stack(layers)[:, 0].cpu()  # (L, H, S, S)
     if not weights.isfinite().all():
         raise InputError("the model's attention is NaN: its weights are damaged; download it again")
-    words = [page.label(tokenizer, token) for token in ids]
-    guessed = list(words)
+    words = [show_token(tokenizer, token) for token in ids]
+    guessed, absent = list(words), ids_without_token(tokenizer, model)
     for position, token in enumerate(ids):
         if token == filler.special.mask:
-            guess = to_word(tokenizer, int(model.head(hidden_states[0, position]).argmax()))
-            guessed[position] = f"{MASK} → {guess}"
+            log_probs = model.head(hidden_states[0, position]).log_softmax(dim=-1)
+            (((guess, _),),) = likeliest(log_probs[None], 1, absent)
+            guessed[position] = f"{MASK} → {show_token(tokenizer, guess)}"
     return Attended(ids, words, guessed, weights)
 
 
@@ -114,9 +118,12 @@ def draw_pictures(found: Attended, args: argparse.Namespace) -> None:
     weights, name = select_map(found.weights, args.layer, args.head)
     heatmap, heads = (args.output / file for file in PICTURES)
     labels = found.guessed, found.words, "attending"
-    with count_missing_glyphs():
+    with fonts_for([title, *found.words, *found.guessed]):
         draw_map(weights, *labels, f"{title}\n{name}", heatmap)
-        draw_heads(found.weights, *labels, f"{title}\nentropy of each head, mean over the words", heads)
+        heading = f"{title}\nentropy of each head, mean over the words"
+        crowded = draw_heads(found.weights, *labels, heading, heads)
+    if crowded:
+        warn(f"{heads} has no room to name every word; --html makes a page that has")
 
 
 def main(argv: list[str] | None = None) -> None:

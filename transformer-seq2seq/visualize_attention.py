@@ -15,25 +15,29 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from seq2seq.common.command_line import run_script  # isort: skip (before PyTorch: a quiet Ctrl-C)
+
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from decoding import generate
 from seq2seq import marian
-from seq2seq.common.command_line import Parser, int_in, pick_device, run_script
+from seq2seq.common.command_line import Parser, int_in, pick_device
+from seq2seq.common.errors import warn
 from seq2seq.common.files import make_output_folder, write_text
 from seq2seq.common.plots import (
     MAX_TITLE,
     check_room,
-    count_missing_glyphs,
     draw_heads,
     draw_map,
     entropy,
+    fonts_for,
     select_map,
     shorten,
     with_means,
 )
+from seq2seq.common.token_text import show_token
 from seq2seq.explorer import page
 from seq2seq.generation import encode_prompts, require_outputs
 from transformer import Attentions, Transformer, causal_mask, padding_mask
@@ -100,9 +104,9 @@ def attend(model: Transformer, tokenizer: Tokenizer, prompt: str, for_page: bool
     attentions = Attentions()
     memory, encoder = model.encode(source, need_weights=for_page)
     hidden = model.decode(target, memory, padding_mask(source, config.pad_id), attentions=attentions)
-    generated = [page.label(tokenizer, token) for token in output]
+    generated = [show_token(tokenizer, token) for token in output]
     return Attended(
-        source=[page.label(tokenizer, token) for token in source[0].tolist()],
+        source=[show_token(tokenizer, token) for token in source[0].tolist()],
         generated=generated,
         target=["start", *generated[:-1]],
         cross=torch.stack(attentions.cross)[:, 0].cpu(),
@@ -136,11 +140,13 @@ def draw_pictures(found: Attended, args: argparse.Namespace) -> None:
     heatmap, triangle, heads = (args.output / file for file in PICTURES)
     labels = found.generated, found.source, ATTENDING
     heading = f"cross-attention: {title}\nentropy of each head, mean over the generated words"
-    with count_missing_glyphs():
+    with fonts_for([title, *found.generated, *found.source]):
         draw_map(cross, *labels, f"cross-attention: {title}\n{name}", heatmap)
         own = f"decoder self-attention: {title}\n{name}"
         draw_map(decoder, found.generated, found.target, ATTENDING, own, triangle)
-        draw_heads(found.cross, *labels, heading, heads)
+        crowded = draw_heads(found.cross, *labels, heading, heads)
+    if crowded:
+        warn(f"{heads} has no room to name every word; --html makes a page that has")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -189,15 +189,13 @@ WORKING = [  # the command line, what stdout or a file in out/ must hold, the li
     ("fill_mask.py --model doubled 'the [MASK]'", "the ", []),
     ("fill_mask.py --model good --top-k 2147483647 'the [MASK]'", "the ", []),
     ("fill_mask.py --model good 'un[MASK]able [MASK][MASK]'", "un", ["un, able"]),
-    ("fill_mask.py --model good '[PAD] [CLS] [SEP] [UNK] [MASK]'", "[PAD] [CLS] [SEP] [UNK] ", ["[UNK]"]),
     ("fill_mask.py --model good 'zebra gnu [MASK]'", "zebra gnu ", ["sees [UNK] for it: zebra, gnu"]),
     (f"fill_mask.py --model good '{'x' * 100_000} [MASK]'", "x" * 100, ["for it: " + "x" * 39 + "…"]),
     ("fill_mask.py --model good -- '-[MASK]'", "-", ["for it: -"]),
     ("fill_mask.py --model good 'a\x1b[31m\x07 [MASK]'", "a", ["unknown to the model"]),
     ("fill_mask.py --model good 'שלום café 👩‍👩‍👧 [MASK]'", "שלום café", ["unknown to the model"]),
     ("fill_mask.py --model good --json < masked.txt", '"input": "a zebra [MASK]"', ["for it: sat, zebra"]),
-    ("fill_mask.py --model good --score --json [PAD]a", '"input": "[PAD]a"', []),
-    ("visualize_attention.py --model good '😀 日本 $x$ \x07'", "heads.png", ["unknown", "the font lacks"]),
+    ("visualize_attention.py --model good '😀 日本 $x$ \x07'", "heads.png", ["unknown", "no font has"]),
     ("visualize_attention.py --model good --output caf\udce9 cat", "attention_heads.png", []),
 ]
 

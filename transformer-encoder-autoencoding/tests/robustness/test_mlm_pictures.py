@@ -1,8 +1,12 @@
 """visualize_attention.py: the maps that it draws are the model's, and it draws them of any sentence. The page that it
 writes with --html is tested in test_mlm_explorer.py, how maps are drawn in common/ is the same in both experiments."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from fontTools.fontBuilder import FontBuilder
+from fontTools.ttLib.tables._g_l_y_f import Glyph
 from matplotlib.image import imread
 
 from mlm import MaskFiller
@@ -52,6 +56,49 @@ def test_a_long_sentence_has_a_picture_that_fits_into_memory(tmp_path, monkeypat
     monkeypatch.setattr(plots.Figure, "savefig", measure)
     plots.draw_map(torch.eye(512), ["word"] * 512, ["word"] * 512, "attending", "title", tmp_path / "map.png")
     assert len(drawn) == 1 and drawn[0].max() <= 10_000
+
+
+def test_every_word_beside_the_heads_can_be_read(tmp_path, monkeypatch):
+    """The maps grow with the words; where a picture would get too large, some words are passed over, and it says so."""
+    drawn = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, *_, **__: drawn.append(figure))
+    for n_heads, n_words, crowded in [(4, 8, False), (4, 80, False), (12, 100, True)]:
+        words, weights = [f"word {i}" for i in range(n_words)], torch.eye(n_words).expand(2, n_heads, -1, -1)
+        assert plots.draw_heads(weights, words, words, "attending", "title", tmp_path / "heads.png") == crowded
+        drawn[-1].canvas.draw()
+        axes = drawn[-1].axes[0]
+        labels = axes.get_yticklabels()
+        assert (len(labels) < n_words) == crowded
+        points = axes.get_window_extent().height / drawn[-1].dpi * 72 / len(labels)
+        assert points > labels[0].get_fontsize()
+        plots.plt.close(drawn[-1])
+    assert max(drawn[-1].get_size_inches()) < 45
+
+
+def test_letters_that_matplotlibs_font_lacks_come_from_an_installed_one(tmp_path, monkeypatch, capsys):
+    """The first regular one that has them; a font file that is gone is passed over."""
+    path = tmp_path / "test.ttf"
+    builder = FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder([".notdef", "day"])
+    builder.setupCharacterMap({ord("日"): "day"})
+    builder.setupGlyf({".notdef": Glyph(), "day": Glyph()})
+    builder.setupHorizontalMetrics({".notdef": (500, 0), "day": (1000, 0)})
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": "Day", "styleName": "Regular"})
+    builder.setupOS2(usWeightClass=400)
+    builder.setupPost()
+    builder.save(path)
+    usual = plots.font_manager.fontManager.ttflist
+    monkeypatch.setattr(plots.font_manager.fontManager, "ttflist", usual.copy())
+    plots.font_manager.fontManager.addfont(path)
+    gone = replace(plots.font_manager.fontManager.ttflist[-1], fname=str(tmp_path / "gone.ttf"), name="Absent")
+    plots.font_manager.fontManager.ttflist.append(gone)
+    assert plots.find_fonts("the cat") == ["DejaVu Sans"] and plots.find_fonts("the 日") == ["DejaVu Sans", "Day"]
+    for text, told in [("日", ""), ("日月", "no font has 1 of the characters")]:
+        with plots.fonts_for([text]):
+            plots.draw_map(torch.eye(2), ["the", text], ["the", text], "attending", text, tmp_path / "map.png")
+        error = capsys.readouterr().err
+        assert told in error and (error.count("\n") == 1 if told else not error)
 
 
 def test_a_map_is_that_of_the_layer_and_head_asked_for(script, load_script, trained, tmp_path, monkeypatch):

@@ -1,14 +1,16 @@
 """The pictures: learning curves and attention maps, written to files. Colours are told apart by colour-blind
 readers too; "cividis" is even in lightness."""
 
+import math
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 os.environ["MPLBACKEND"] = "Agg"  # pictures become files; nothing is shown on a screen
 import torch
+from matplotlib import font_manager
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -20,7 +22,9 @@ plt.rcParams["text.parse_math"] = False  # a "$" in a text is a "$"
 
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 COLOUR_MAP = "cividis"
+FONT = "DejaVu Sans"  # comes with matplotlib
 MAX_MAPS = 48  # a side
+MAX_INCHES, LABEL = 40, 0.1  # of a picture; of a label of 6 points
 MAX_LABEL, MAX_TITLE = 30, 70  # characters
 
 
@@ -98,11 +102,13 @@ def draw_map(weights: Tensor, rows: list[str], columns: list[str], attending: st
     What may not be attended to is NaN and left white. attending: the label of the rows.
     """
     highest = float(weights.nan_to_num().max())
-    size = max(4.8, min(41.2, 3 + 0.42 * len(columns))), max(3.6, min(40, 1.8 + 0.38 * len(rows)))  # inches
+    size = max(4.8, min(41.2, 3 + 0.42 * len(columns))), max(3.6, min(MAX_INCHES, 1.8 + 0.38 * len(rows)))
+    points = min(10, 60 * MAX_INCHES / max(weights.shape))
     figure, axes = plt.subplots(figsize=size, layout="constrained")
     image = axes.imshow(weights.numpy(), cmap=COLOUR_MAP, vmin=0, vmax=highest)
-    axes.set_xticks(range(len(columns)), map(shorten, columns), rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(rows)), map(shorten, rows))
+    tilted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(len(columns)), map(shorten, columns), fontsize=points, **tilted)
+    axes.set_yticks(range(len(rows)), map(shorten, rows), fontsize=points)
     axes.set(xlabel="attended to", ylabel=attending)
     axes.set_title(title, fontsize=10)
     if max(weights.shape) <= 16:
@@ -114,10 +120,14 @@ def draw_map(weights: Tensor, rows: list[str], columns: list[str], attending: st
     save_figure(figure, path, bbox_inches="tight")
 
 
-def draw_heads(weights: Tensor, rows: list[str], columns: list[str], attending: str, title: str, path: Path) -> None:
-    """Draw every head's map, weights (L, H, T, S), a row of maps for each layer, on one scale from 0 to 1."""
+def draw_heads(weights: Tensor, rows: list[str], columns: list[str], attending: str, title: str, path: Path) -> bool:
+    """Draw every head's map, weights (L, H, T, S), a row of maps for each layer, on one scale from 0 to 1.
+
+    Return True if it is crowded: there was no room to name every word, and some are passed over."""
     n_layers, n_heads = weights.shape[:2]
-    side = max(1.5, min(2.6, 0.24 * len(columns)))
+    needed = LABEL * max(len(rows), len(columns))
+    side = max(1.5, min(2.6, 0.24 * len(columns)), min(needed, MAX_INCHES / max(n_layers, n_heads)))
+    step = math.ceil(needed / side)
     figure, grid = plt.subplots(
         n_layers,
         n_heads,
@@ -136,23 +146,55 @@ def draw_heads(weights: Tensor, rows: list[str], columns: list[str], attending: 
         axes.set_title(f"layer {layer + 1}, head {head + 1}\n{spread:.2f} bits", fontsize=8)
         axes.set(xticks=[], yticks=[])
     for axes in grid[-1]:
-        axes.set_xticks(range(len(columns)), map(shorten, columns), rotation=90, fontsize=6)
+        axes.set_xticks(range(0, len(columns), step), map(shorten, columns[::step]), rotation=90, fontsize=6)
     for axes in grid[:, 0]:
-        axes.set_yticks(range(len(rows)), map(shorten, rows), fontsize=6)
+        axes.set_yticks(range(0, len(rows), step), map(shorten, rows[::step]), fontsize=6)
     figure.suptitle(title, fontsize=10)
     figure.supxlabel("attended to", fontsize=9)
     figure.supylabel(attending, fontsize=9)
     figure.colorbar(image, ax=grid, label="attention weight", shrink=0.8)
     save_figure(figure, path, bbox_inches="tight")
+    return step > 1
+
+
+def letters(font: font_manager.FontEntry) -> set[str]:
+    """Return the characters that an installed font has."""
+    with suppress(OSError, RuntimeError):  # a file that is gone or damaged has none
+        path = font_manager.FontPath(font.fname, font.index)
+        return set(map(chr, font_manager.get_font(path).get_charmap()))
+    return set()
+
+
+def find_fonts(text: str) -> list[str]:
+    """Return matplotlib's font and, if it lacks characters of the text, the first installed fonts that have them."""
+    regular = {
+        font.name: font
+        for font in font_manager.fontManager.ttflist
+        if font.style == "normal" and font.weight == 400 and "Last Resort" not in font.name  # that one draws boxes
+    }
+    fonts, missing = [FONT], set(text) - letters(regular[FONT])
+    for name in sorted(regular):
+        if missing and missing & (there := letters(regular[name])):
+            fonts.append(name)
+            missing -= there
+    return fonts
 
 
 @contextmanager
-def count_missing_glyphs() -> Iterator[None]:
-    """Replace matplotlib's warnings, one for each character that the font lacks, by one that counts them."""
-    with warnings.catch_warnings(record=True) as caught:
+def fonts_for(texts: Iterable[str]) -> Iterator[None]:
+    """Draw with fonts that have the texts' characters. Replace matplotlib's warnings, one for each character that no
+    installed font has, by one that counts them."""
+    text = "".join(filter(str.isprintable, "".join(texts)))
+    with (
+        warnings.catch_warnings(record=True) as caught,
+        plt.rc_context({"font.family": find_fonts(text)}),
+    ):
         warnings.simplefilter("always")
         yield
     messages = {str(warning.message) for warning in caught}
     missing = {message.split(" (")[0] for message in messages if "missing from" in message}
     if missing:
-        warn(f"the font lacks {len(missing)} of the characters; they are drawn as boxes")
+        warn(
+            f"no font has {len(missing)} of the characters, which are drawn as boxes; install one that does, such as "
+            "Noto Sans CJK for Chinese and Japanese"
+        )
