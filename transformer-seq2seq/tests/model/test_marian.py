@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianConfig, MarianMTModel
 
-from seq2seq import marian
+from seq2seq import Translator, marian
 from seq2seq.common.errors import InputError
 from seq2seq.generation import generate_all
+from seq2seq.tokenizer import to_text
 
 CPU = torch.device("cpu")
 ODD_TEXTS = [
@@ -226,3 +227,53 @@ def test_half_precision_weights_are_read_as_fp32(directory):
     for name, tensor in marian.to_marian(model).items():
         assert tensor.dtype == torch.float32
         torch.testing.assert_close(tensor, weights[name], rtol=1e-3, atol=1e-3)
+
+
+def rewrite(path, change):
+    """The tensors of model.safetensors become change(them)."""
+    weights = change(load_file(path / "model.safetensors"))
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("there", [marian.EMBEDDING, *marian.TIED])
+def test_the_tied_weight_is_read_under_any_of_its_names(foreign, there):
+    theirs, path = foreign()
+    rewrite(path, lambda weights: weights | {there: weights.pop(marian.EMBEDDING)})
+    assert_same_logits(marian.load(path, CPU)[0], theirs)
+
+
+def test_an_output_matrix_that_is_not_the_embedding_is_refused_by_name(foreign):
+    _, path = foreign()
+    rewrite(path, lambda weights: weights | {"lm_head.weight": weights[marian.EMBEDDING] + 1})
+    with pytest.raises(InputError, match=r"lm_head\.weight differs from model\.shared\.weight"):
+        marian.load(path, CPU)
+
+
+def test_a_whole_file_counts_more_than_an_index_of_shards(foreign):
+    theirs, path = foreign()
+    (path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1-of-2.safetensors"}}')
+    assert_same_logits(marian.load(path, CPU)[0], theirs)
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+def test_its_defaults_of_generation_are_ours_and_are_saved_again(foreign, tmp_path, name, capsys):
+    """In older models they stand in config.json. max_length counts the start of the output, ours does not."""
+    theirs, path = foreign()
+    if name == "config.json":
+        (path / "generation_config.json").unlink()
+    content = json.loads((path / name).read_text())
+    wanted = {"num_beams": 3, "length_penalty": 0.5, "max_length": 9}
+    (path / name).write_text(json.dumps(content | wanted | {"no_repeat_ngram_size": 2, "bad_words_ids": None}))
+    translator = Translator.load(path, "cpu")
+    assert capsys.readouterr().err.count("no_repeat_ngram_size is not supported") == 1
+    prompt = "The cook bakes the bread"
+    assert translator(prompt) == translator(prompt, beam=3, length_penalty=0.5, max_length=8)
+    assert len(translator(prompt, n_best=2)) == 2
+    source = torch.tensor([translator.tokenizer.encode(prompt).ids])
+    pad = translator.model.config.pad_id
+    theirs.generation_config.forced_eos_token_id = None  # in the place of the last word
+    found = theirs.generate(source, num_beams=3, length_penalty=0.5, max_length=9, bad_words_ids=[[pad]])[0, 1:]
+    assert translator(prompt) == to_text(translator.tokenizer, [i for i in found.tolist() if i not in (0, pad)])
+    marian.save(tmp_path / "on", translator.model, translator.tokenizer)
+    saved = json.loads((tmp_path / "on" / "generation_config.json").read_text())
+    assert wanted.items() <= saved.items()

@@ -172,3 +172,28 @@ def test_saving_over_a_model_replaces_it(directory, tiny, tokenizer, make_model)
     assert loaded.config.n_encoder_layers == 1
     assert torch.equal(loaded.embeddings.token.weight, other.embeddings.token.weight)
     assert {path.name for path in directory.iterdir()} == FILES
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_git_lfs_pointer_is_called_that(directory, name):
+    """As a clone without Git LFS has it in place of the file."""
+    (directory / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n")
+    refuse(directory, f"{directory / name}: is a Git LFS pointer", "run git lfs pull")
+
+
+def test_nothing_is_left_of_the_model_that_was_there(directory, tiny, tokenizer, tmp_path):
+    left = "vocab.txt", "added_tokens.json", "special_tokens_map.json", "pytorch_model.bin", "model-1-of-2.safetensors"
+    for folder in (directory, tmp_path / "notes"):
+        folder.mkdir(exist_ok=True)
+        for name in (*left, "notes.txt"):
+            (folder / name).write_text("of another model")
+        marian.save(folder, tiny, tokenizer)
+    assert {path.name for path in directory.iterdir()} == FILES | {"notes.txt"}
+    assert {path.name for path in (tmp_path / "notes").iterdir()} == FILES | {*left, "notes.txt"}  # was no model
+
+
+def test_shapes_are_compared_before_numbers_are_read(directory, monkeypatch):
+    """A large file that does not fit takes no memory."""
+    config(d_model=32)(directory)
+    monkeypatch.setattr(model_directory, "numbers_of", None)
+    refuse(directory, "do not fit config.json")

@@ -111,6 +111,13 @@ def test_logits_and_generated_tokens_equal_hugging_faces(directory):
                 assert (ids[: ids.index(0)] if 0 in ids else ids) == hypotheses[0].ids
 
 
+def test_text_between_the_marks_of_a_language_code_is_text(directory):
+    tokenizer = MarianTokenizer(directory)
+    assert tokenizer.encode(">>deu<< The cook").ids[0] == tokenizer.ids[">>deu<<"]
+    quoted = tokenizer.decode(tokenizer.encode(">> The cook << bakes").ids, skip_special_tokens=True)
+    assert "The cook" in quoted and "bakes" in quoted
+
+
 def test_targets_are_tokenized_by_the_target_model(directory):
     tokenizer = MarianTokenizer(directory)
     dataset = PairDataset.in_memory([Pair("The cook", "The child eats")], tokenizer, 48)
