@@ -22,6 +22,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mlm.common.command_line import run_script  # isort: skip (before PyTorch: a quiet Ctrl-C)
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -33,24 +35,27 @@ from masking import IGNORE, corrupt
 from mlm import bert
 from mlm.common import checkpoint
 from mlm.common.budget import Budget
-from mlm.common.command_line import Interrupt, Parser, add_flags, from_flags, pick_device, run_script
+from mlm.common.command_line import Interrupt, Parser, add_flags, from_flags, pick_device
 from mlm.common.distributed import DistributedContext, seed_all
 from mlm.common.errors import InputError, warn
 from mlm.common.fast_cpu import fast_training
 from mlm.common.files import output_lock
-from mlm.common.progress import Progress
+from mlm.common.progress import Progress, show_record
 from mlm.config import RESUME_INVARIANTS, TrainConfig
 from mlm.dataset import Data, FixedMasks, prepare_data
 from mlm.report import write_report
 from mlm.tokenizer import PAD
 
+MAX_WARMUP = 1 / 4  # of the budget; longer, and a short run never learns at its full rate
 SAVE_SECONDS = 60  # the longest time between two checkpoints
 
 
 def learning_rate(step: int, fraction: float, peak: float, warmup_steps: int) -> float:
     """Compute linear warm-up times half a cosine, where BERT falls in a straight line (Devlin et al. 2018, appendix
-    A.2). It ends at zero together with the budget, of which `fraction`, from 0 to 1, is used up."""
-    return peak * min(1.0, (step + 1) / max(1, warmup_steps)) * 0.5 * (1 + math.cos(math.pi * min(1.0, fraction)))
+    A.2). It ends at zero together with the budget, of which `fraction`, from 0 to 1, is used up; the warm-up
+    takes at most MAX_WARMUP of it."""
+    warm = min(1.0, max((step + 1) / max(1, warmup_steps), fraction / MAX_WARMUP))
+    return peak * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, fraction)))
 
 
 @dataclass
@@ -137,24 +142,24 @@ class Trainer:
         return FixedMasks(self.data.held_out, self.corrupt)
 
     @torch.no_grad()
-    def score_held_out(self) -> tuple[float, float, int]:
-        """Return loss and accuracy over all hidden tokens of the held-out text, and their number."""
+    def score_held_out(self) -> tuple[float, Tensor]:
+        """Return the loss over all hidden tokens of the held-out text, and which of them are right, (N,) bool."""
         self.model.eval()
-        nll, right, count = 0.0, 0, 0
+        nll, right = 0.0, []
         for batch in self.held_out.batches(self.config.batch_tokens):
             inputs, labels = (part.to(self.context.device) for part in batch)
             hidden = labels != IGNORE
             logits, targets = self.model(inputs, hidden), labels[hidden]  # (N, V), (N,)
             nll += F.cross_entropy(logits, targets, reduction="sum").item()
-            right += int((logits.argmax(dim=-1) == targets).sum())
-            count += len(targets)
+            right.append(logits.argmax(dim=-1) == targets)
         self.check_finite(nll)
-        return nll / count, right / count, count
+        right = torch.cat(right).cpu()
+        return nll / len(right), right
 
     def evaluate(self) -> None:
         """Score the held-out text, and keep the weights unless earlier ones were significantly better."""
-        loss, accuracy, count = self.score_held_out()
-        if self.progress.add_record(loss, accuracy, count, self.optimizers[0].param_groups[0]["lr"]):
+        loss, right = self.score_held_out()
+        if self.progress.add_record(loss, right, self.optimizers[0].param_groups[0]["lr"]):
             self.kept = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
 
     def batches(self, epoch: int) -> Sequence[np.ndarray]:
@@ -172,7 +177,7 @@ class Trainer:
             limits = {name: getattr(config, name) for name in ("epochs", "max_steps", "max_minutes", "precision")}
             progress.begin_part(**limits, device=context.device.type, processes=context.world_size)
         self.take_note(*context.all_reduce(*self.status()))
-        bar = tqdm(initial=progress.step, unit="step", dynamic_ncols=True, disable=not context.is_main)
+        bar = tqdm(initial=progress.step, unit="step", dynamic_ncols=True, disable=None if context.is_main else True)
         bar.total = budget.max_steps if budget.max_steps < math.inf else None
         try:
             while (done := budget.fraction(progress.step, progress.seconds)) < 1 and not self.interrupted:
@@ -185,9 +190,7 @@ class Trainer:
                 if due := over or progress.step % evaluate_every == 0:
                     if context.is_main:
                         self.evaluate()
-                        last = progress.curve[-1]
-                        losses = {name: f"{last[name]:.3f}" for name in ("train_loss", "held_out_loss")}
-                        bar.set_postfix(epoch=progress.epoch, refresh=False, **losses)
+                        show_record(progress.curve[-1], bar)
                     self.take_note(*context.all_reduce(*self.status()))
                 if context.is_main and (due or self.interrupted or progress.seconds > saved + SAVE_SECONDS):
                     self.save()
@@ -226,7 +229,8 @@ def build_trainer(config: TrainConfig, context: DistributedContext) -> Trainer:
     with context.main_process_first():
         model = tokenizer = None
         if config.init:
-            model, tokenizer = bert.load(config.init, context.device, "init")
+            torch.manual_seed(config.seed)  # for the head, if it has none
+            model, tokenizer = bert.load(config.init, context.device, "init", new_head=True)
             config = replace(config, max_length=min(config.max_length, model.config.max_length))
         data = prepare_data(config, tokenizer, last)
     if model is None:

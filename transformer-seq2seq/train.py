@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from seq2seq.common.command_line import run_script  # isort: skip (before PyTorch: a quiet Ctrl-C)
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -30,12 +32,12 @@ from tqdm import tqdm
 from seq2seq import marian
 from seq2seq.common import checkpoint
 from seq2seq.common.budget import Budget
-from seq2seq.common.command_line import Interrupt, Parser, add_flags, from_flags, pick_device, run_script
+from seq2seq.common.command_line import Interrupt, Parser, add_flags, from_flags, pick_device
 from seq2seq.common.distributed import DistributedContext, seed_all
 from seq2seq.common.errors import InputError, warn
 from seq2seq.common.fast_cpu import fast_training, short_row_attention
 from seq2seq.common.files import output_lock
-from seq2seq.common.progress import Progress
+from seq2seq.common.progress import Progress, show_record
 from seq2seq.config import RESUME_INVARIANTS, TrainConfig
 from seq2seq.dataset import Batch, Data, prepare_data
 from seq2seq.loss import CHUNK, IGNORE, token_losses
@@ -44,13 +46,16 @@ from seq2seq.muon import make_optimizers
 from seq2seq.tokenizer import PAD
 from transformer import Transformer
 
+MAX_WARMUP = 1 / 4  # of the budget; longer, and a short run never learns at its full rate
 SAVE_SECONDS = 60  # the longest time between two checkpoints
 
 
 def learning_rate(step: int, fraction: float, peak: float, warmup_steps: int) -> float:
     """Compute linear warm-up times half a cosine, where the paper falls as step^-0.5 (Vaswani et al. 2017, section
-    5.3). It ends at zero together with the budget, of which `fraction`, from 0 to 1, is used up."""
-    return peak * min(1.0, (step + 1) / max(1, warmup_steps)) * 0.5 * (1 + math.cos(math.pi * min(1.0, fraction)))
+    5.3). It ends at zero together with the budget, of which `fraction`, from 0 to 1, is used up; the warm-up
+    takes at most MAX_WARMUP of it."""
+    warm = min(1.0, max((step + 1) / max(1, warmup_steps), fraction / MAX_WARMUP))
+    return peak * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, fraction)))
 
 
 @dataclass
@@ -130,10 +135,10 @@ class Trainer:
         self.progress.seconds, self.interrupted = seconds, interrupts > 0
 
     @torch.no_grad()
-    def score_held_out(self) -> tuple[float, float, int]:
-        """Return loss and accuracy over all held-out target tokens under teacher forcing, and their number."""
+    def score_held_out(self) -> tuple[float, Tensor]:
+        """Return the loss over all held-out target tokens under teacher forcing, and which are right, (N,) bool."""
         self.model.eval()
-        nll, right, count = 0.0, 0, 0
+        nll, right = 0.0, []
         for indices in self.data.held_out.batches(self.config.batch_tokens, 0):
             batch = self.data.held_out.batch(indices).to(self.context.device)
             scored = batch.labels != IGNORE
@@ -142,15 +147,15 @@ class Trainer:
             for part, labels in zip(*parts, strict=True):
                 logits = self.model.project(part)  # (<= CHUNK, V)
                 nll += F.cross_entropy(logits, labels, reduction="sum").item()
-                right += int((logits.argmax(dim=-1) == labels).sum())
-                count += len(labels)
+                right.append(logits.argmax(dim=-1) == labels)
         self.check_finite(nll)
-        return nll / count, right / count, count
+        right = torch.cat(right).cpu()
+        return nll / len(right), right
 
     def evaluate(self) -> None:
         """Score the held-out pairs, and keep the weights unless earlier ones were significantly better."""
-        loss, accuracy, count = self.score_held_out()
-        if self.progress.add_record(loss, accuracy, count, self.optimizers[0].param_groups[0]["lr"]):
+        loss, right = self.score_held_out()
+        if self.progress.add_record(loss, right, self.optimizers[0].param_groups[0]["lr"]):
             self.kept = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
 
     def batches(self, epoch: int) -> Sequence[np.ndarray]:
@@ -168,7 +173,7 @@ class Trainer:
             limits = {name: getattr(config, name) for name in ("epochs", "max_steps", "max_minutes", "precision")}
             progress.begin_part(**limits, device=context.device.type, processes=context.world_size)
         self.take_note(*context.all_reduce(*self.status()))
-        bar = tqdm(initial=progress.step, unit="step", dynamic_ncols=True, disable=not context.is_main)
+        bar = tqdm(initial=progress.step, unit="step", dynamic_ncols=True, disable=None if context.is_main else True)
         bar.total = budget.max_steps if budget.max_steps < math.inf else None
         try:
             while (done := budget.fraction(progress.step, progress.seconds)) < 1 and not self.interrupted:
@@ -181,9 +186,7 @@ class Trainer:
                 if due := over or progress.step % evaluate_every == 0:
                     if context.is_main:
                         self.evaluate()
-                        last = progress.curve[-1]
-                        losses = {name: f"{last[name]:.3f}" for name in ("train_loss", "held_out_loss")}
-                        bar.set_postfix(epoch=progress.epoch, refresh=False, **losses)
+                        show_record(progress.curve[-1], bar)
                     self.take_note(*context.all_reduce(*self.status()))
                 if context.is_main and (due or self.interrupted or progress.seconds > saved + SAVE_SECONDS):
                     self.save()

@@ -15,6 +15,8 @@ FOLDER = Path(__file__).parents[1]  # where the scripts, data/ and results/ are
 DEFAULT_EPOCHS = 180
 VOCAB_SIZES = {"word": 30_000, "bpe": 8_000}
 SMALL_BATCH, LARGE_BATCH = 1024, 4096
+LEARNING_RATE = 3e-3
+INIT_LEARNING_RATE = 5e-5  # changes trained weights gently (Devlin et al. 2018, appendix A.3)
 SIZES = {one.name: one.default for one in fields(EncoderConfig)}
 # settings of the model, which --init brings along
 INIT_EXCLUDES = "tokenizer", "vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "dropout"
@@ -68,8 +70,15 @@ class TrainConfig:
         f"a text of more than {100 * LARGE_BATCH:,} tokens)",
         type=int_in(4),
     )
-    learning_rate: float = flag(3e-3, "the highest learning rate, before the cosine", type=float_in(1e-9, 10))
-    warmup_steps: int = flag(100, "the number of updates until it is reached", type=int_in(0))
+    learning_rate: float | None = flag(
+        None,
+        f"the highest learning rate, before the cosine (default: {LEARNING_RATE:g}, with --init "
+        f"{INIT_LEARNING_RATE:g})",
+        type=float_in(1e-9, 10),
+    )
+    warmup_steps: int = flag(
+        100, "the number of updates until it is reached, at most a quarter of the run", type=int_in(0)
+    )
     mask_prob: float = flag(0.15, "the share of the tokens to predict", type=float_in(0.001, 0.999))
     precision: str | None = flag(
         None, "the precision of matrix products (default: the fastest)", choices=("fp32", "bf16")
@@ -119,7 +128,7 @@ class TrainConfig:
         return self.output / "checkpoint.pt"
 
     def resolve(self, device: torch.device, n_tokens: int) -> "TrainConfig":
-        """Return the settings with those filled in that depend on the device and the text."""
+        """Return the settings with those filled in that depend on other settings, the device and the text."""
         unlimited = self.epochs is self.max_steps is self.max_minutes is None
         # on a CPU, in runs of some minutes, small batches taught more and were hardly slower
         large = device.type != "cpu" and n_tokens > 100 * LARGE_BATCH
@@ -127,5 +136,6 @@ class TrainConfig:
             self,
             epochs=DEFAULT_EPOCHS if unlimited else self.epochs,
             batch_tokens=self.batch_tokens or (LARGE_BATCH if large else SMALL_BATCH),
+            learning_rate=self.learning_rate or (INIT_LEARNING_RATE if self.init else LEARNING_RATE),
             precision=self.precision or best_precision(device),
         )

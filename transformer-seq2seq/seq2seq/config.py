@@ -15,6 +15,8 @@ FOLDER = Path(__file__).parents[1]  # where the scripts, data/ and samples/ are
 DEFAULT_EPOCHS = 60
 VOCAB_SIZES = {"word": 30_000, "bpe": 8_000}
 SMALL_BATCH, LARGE_BATCH = 1024, 4096
+LEARNING_RATE = 2e-3
+INIT_LEARNING_RATE = 5e-5  # changes trained weights gently (Devlin et al. 2018, appendix A.3)
 SIZES = {one.name: one.default for one in fields(TransformerConfig)}
 SIZES["n_layers"] = SIZES["n_encoder_layers"]
 # settings of the model, which --init brings along
@@ -72,8 +74,15 @@ class TrainConfig:
     optimizer: str = flag(
         "adam", "the optimizer of the layers' matrices; all other weights have Adam", choices=("adam", "muon")
     )
-    learning_rate: float = flag(2e-3, "the highest learning rate, before the cosine", type=float_in(1e-9, 10))
-    warmup_steps: int = flag(100, "the number of updates until it is reached", type=int_in(0))
+    learning_rate: float | None = flag(
+        None,
+        f"the highest learning rate, before the cosine (default: {LEARNING_RATE:g}, with --init "
+        f"{INIT_LEARNING_RATE:g})",
+        type=float_in(1e-9, 10),
+    )
+    warmup_steps: int = flag(
+        100, "the number of updates until it is reached, at most a quarter of the run", type=int_in(0)
+    )
     label_smoothing: float = flag(0.1, "the probability that is spread over all tokens", type=float_in(0, 0.99))
     precision: str | None = flag(
         None, "the precision of matrix products (default: the fastest)", choices=("fp32", "bf16")
@@ -123,7 +132,7 @@ class TrainConfig:
         return self.output / "checkpoint.pt"
 
     def resolve(self, device: torch.device, n_target_tokens: int) -> "TrainConfig":
-        """Return the settings with those filled in that depend on the device and the text."""
+        """Return the settings with those filled in that depend on other settings, the device and the text."""
         unlimited = self.epochs is self.max_steps is self.max_minutes is None
         # on a CPU, in runs of some minutes, small batches taught more and were hardly slower
         large = device.type != "cpu" and n_target_tokens > 100 * LARGE_BATCH
@@ -131,5 +140,6 @@ class TrainConfig:
             self,
             epochs=DEFAULT_EPOCHS if unlimited else self.epochs,
             batch_tokens=self.batch_tokens or (LARGE_BATCH if large else SMALL_BATCH),
+            learning_rate=self.learning_rate or (INIT_LEARNING_RATE if self.init else LEARNING_RATE),
             precision=self.precision or best_precision(device),
         )

@@ -63,6 +63,9 @@ def test_what_is_left_open_is_filled_in_for_the_device_and_the_text():
     assert TrainConfig(batch_tokens=9, precision="bf16").resolve(gpu, many).batch_tokens == 9
     assert TrainConfig(precision="bf16").resolve(gpu, 1).precision == "bf16"
     assert TrainConfig().resolve(gpu, 1).precision == "fp32"
+    rates = [config.resolve(cpu, 1).learning_rate for config in (TrainConfig(), TrainConfig(init=Path("bert")))]
+    assert rates == [3e-3, 5e-5]  # trained weights are changed gently
+    assert TrainConfig(init=Path("bert"), learning_rate=1e-3).resolve(cpu, 1).learning_rate == 1e-3
     assert [TrainConfig(max_steps=steps).resolve(cpu, 1).epochs for steps in (None, 5)] == [180, None]
 
 

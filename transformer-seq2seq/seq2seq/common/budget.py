@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -22,8 +24,8 @@ class Budget:
         return max(steps / self.max_steps, seconds / self.max_seconds)
 
 
-def not_significantly_worse(accuracy: float, best: float, count: int) -> bool:
-    """Return True if `accuracy` is not significantly below `best`: within one standard error of the difference
-    (with continuity correction) over `count` tokens."""
-    mean = (accuracy + best) / 2
-    return best - accuracy <= math.sqrt(2 * mean * (1 - mean) / count) + 1 / count
+def significantly_worse(right: Tensor, best: Tensor) -> bool:
+    """Return True if fewer tokens are right, (N,) bool, than in `best`, of the same tokens, and not by chance: by
+    McNemar's test for paired samples, with continuity correction, one-sided at 5 %."""
+    lost, won = int((best & ~right).sum()), int((right & ~best).sum())
+    return lost - won - 1 > 1.645 * math.sqrt(lost + won)

@@ -1,11 +1,15 @@
 """The course of a training run: how far it has come, and its learning curve."""
 
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .budget import not_significantly_worse
+from torch import Tensor
+from tqdm import tqdm
+
+from .budget import significantly_worse
 from .files import write_text
 
 
@@ -24,16 +28,16 @@ class Progress:
     parts: list[dict] = field(default_factory=list)  # budget, device and precision, and from which step
     curve: list[dict] = field(default_factory=list)  # a record for every evaluation
     kept: int = 0  # index of the record whose weights are kept
-    best_accuracy: float = 0.0
+    best: Tensor | None = None  # of the evaluation with most tokens right: which are, (N,) bool
 
     def begin_part(self, **conditions: Any) -> None:
         """Note under which conditions the run continues, if they are not those of before."""
         if not self.parts or conditions.items() - self.parts[-1].items():
             self.parts.append({"from_step": self.step, **conditions})
 
-    def add_record(self, loss: float, accuracy: float, count: int, learning_rate: float) -> bool:
-        """Add a record to the curve: loss and accuracy over `count` held-out tokens, and the mean loss in training
-        since the record before.
+    def add_record(self, loss: float, right: Tensor, learning_rate: float) -> bool:
+        """Add a record to the curve: the loss over the held-out tokens, the share of them that is right, (N,) bool,
+        and the mean loss in training since the record before.
 
         Return True if the weights are to be kept: unless earlier ones were significantly better. So of equally good
         weights the last are kept, which were trained longest.
@@ -46,15 +50,16 @@ class Progress:
                 "tokens": self.tokens,
                 "train_loss": self.nll / self.nll_tokens,
                 "held_out_loss": loss,
-                "held_out_token_accuracy": accuracy,
+                "held_out_token_accuracy": int(right.sum()) / len(right),
                 "learning_rate": learning_rate,
             }
         )
         self.nll, self.nll_tokens = 0.0, 0
-        keep = not_significantly_worse(accuracy, self.best_accuracy, count)
+        keep = self.best is None or not significantly_worse(right, self.best)
         if keep:
             self.kept = len(self.curve) - 1
-        self.best_accuracy = max(accuracy, self.best_accuracy)
+        if self.best is None or right.sum() > self.best.sum():
+            self.best = right
         return keep
 
     def write_curve(self, path: Path) -> None:
@@ -75,3 +80,13 @@ class Progress:
         if len(self.parts) > 1:  # a continuation had another budget, device or precision
             figures["parts"] = self.parts
         return figures
+
+
+def show_record(record: dict[str, Any], bar: tqdm) -> None:
+    """Show a record of the curve on the progress bar or, if there is none, as in a log file, in a line of its own."""
+    losses = {name: f"{record[name]:.3f}" for name in ("train_loss", "held_out_loss")}
+    if bar.disable:
+        shown = ", ".join(f"{name} {loss}" for name, loss in losses.items())
+        print(f"epoch {record['epoch']}, step {record['step']:,}: {shown}", file=sys.stderr, flush=True)
+    else:
+        bar.set_postfix(epoch=record["epoch"], refresh=False, **losses)

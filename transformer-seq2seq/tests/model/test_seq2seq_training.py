@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
 from seq2seq import Translator
-from seq2seq.common.budget import not_significantly_worse
+from seq2seq.common.budget import significantly_worse
 from seq2seq.common.distributed import DistributedContext
-from seq2seq.dataset import PairDataset
+from seq2seq.dataset import Batch, PairDataset
 from seq2seq.loss import IGNORE
 from seq2seq.pairs import Pair
 from seq2seq.tokenizer import PAD
@@ -56,6 +57,21 @@ def test_the_decoder_reads_the_reference_shifted_by_one(tokenizer):
     assert batch.source.dtype == batch.target.dtype == batch.labels.dtype == torch.int64
 
 
+def test_a_batch_is_on_the_device_before_its_memory_is_freed():
+    """Nothing holds the memory that it is copied from, so the copy must not go on behind the program's back."""
+    copies = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten._to_copy.default:
+                copies.append(kwargs.get("non_blocking", False))
+            return function(*args, **(kwargs or {}))
+
+    with Watch():
+        Batch(*torch.zeros(3, 2, 4)).to(torch.device("meta"))
+    assert copies == [False] * 3
+
+
 def test_a_steps_gradient_is_of_the_mean_over_target_tokens(begin, monkeypatch):
     """Padding has no part in it, nor has <pad>, which is never generated."""
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: None)  # it would hide the scale
@@ -79,6 +95,16 @@ def test_learning_rate_climbs_a_line_and_falls_to_zero():
     assert falling[0] == 2.0 and falling[10] == pytest.approx(1.0)
     assert learning_rate(100, 1.0, 2.0, 10) == learning_rate(100, 1.5, 2.0, 10) == pytest.approx(0, abs=1e-12)
     assert learning_rate(0, 0.0, 2.0, 0) == 2.0
+
+
+def test_warm_up_takes_at_most_a_quarter_of_the_run():
+    """Twenty pairs make sixty steps; with a hundred of warm-up they would never be learnt at the full rate. Runs of
+    more than four times the warm-up, as that of the defaults and those of ablations.py, have it as it is."""
+    short = [learning_rate(step, step / 60, 2.0, 100) for step in range(60)]
+    assert short[15] == learning_rate(15, 15 / 60, 2.0, 0) and short[:16] == sorted(short[:16])
+    for steps in (435, 960):
+        rates = [learning_rate(step, step / steps, 2.0, 100) for step in range(100)]
+        assert rates == [(step + 1) / 100 * learning_rate(step, step / steps, 2.0, 0) for step in range(100)]
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
@@ -155,9 +181,9 @@ class Answers(torch.nn.Module):
         ([0.5, 0.9], 1),
         ([0.9, 0.9], 1),
         ([0.9, 0.2], 0),
-        ([0.9, 0.85], 1),  # within one standard error of so few tokens
+        ([0.9, 0.85], 1),  # by chance, of so few tokens
         ([0.2, 0.9, 0.3], 1),
-        ([0.9, 0.85, 0.7, 0.65, 0.6], 1),  # small steps down do not add up: the best is what counts
+        ([0.9, 0.85, 0.6, 0.55, 0.5], 1),  # small steps down do not add up: the best is what counts
     ],
 )
 def test_of_equally_good_models_the_last_is_kept(begin, shares, kept):
@@ -170,14 +196,20 @@ def test_of_equally_good_models_the_last_is_kept(begin, shares, kept):
     assert curve == pytest.approx(shares, abs=0.05) and len(set(curve)) == len(set(shares))
     assert trainer.progress.kept == kept
     assert float(trainer.kept["mark"]) == kept
-    assert trainer.progress.best_accuracy == max(curve)
+    assert trainer.progress.best.float().mean().item() == pytest.approx(max(curve))
 
 
-def test_not_significantly_worse_is_within_a_standard_error_and_a_token():
-    assert not_significantly_worse(0.494, 0.5, 10_000) and not not_significantly_worse(0.492, 0.5, 10_000)
-    assert not_significantly_worse(0.6, 0.5, 10_000)
-    assert not_significantly_worse(0, 1, 1)
-    assert not_significantly_worse(0, 0.5, 4) and not not_significantly_worse(0, 0.5, 40)
+@pytest.mark.parametrize(
+    ("lost", "won", "worse"),
+    [(60, 0, True), (1030, 970, False), (1080, 920, True), (0, 60, False), (0, 0, False), (3, 0, False), (5, 0, True)],
+)
+def test_what_counts_is_which_tokens_were_lost_and_won(lost, won, worse):
+    """Sixty tokens of 10,000 fewer are a clear loss if all others stay as they were, and chance if two thousand
+    change (McNemar's test), though the two accuracies are the same."""
+    best = torch.arange(10_000) % 2 == 0
+    right = best.clone()
+    right[best.nonzero()[:lost]], right[(~best).nonzero()[:won]] = False, True
+    assert significantly_worse(right, best) == worse
 
 
 # -------------------------------------------------------------------------------------------- a whole run

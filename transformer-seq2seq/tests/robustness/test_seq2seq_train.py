@@ -243,6 +243,9 @@ def test_what_is_not_set_follows_the_device_and_the_text():
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert TrainConfig().resolve(cpu, 10**9).batch_tokens == TrainConfig().resolve(cuda, 10**5).batch_tokens == 1024
     assert replace(TrainConfig(), precision="fp32").resolve(cuda, 10**9).batch_tokens == 4096
+    rates = [config.resolve(cpu, 1).learning_rate for config in (TrainConfig(), TrainConfig(init=Path("marian")))]
+    assert rates == [2e-3, 5e-5]  # trained weights are changed gently
+    assert TrainConfig(init=Path("marian"), learning_rate=1e-3).resolve(cpu, 1).learning_rate == 1e-3
     assert TrainConfig().resolve(cpu, 1).epochs == 60 and TrainConfig(max_steps=3).resolve(cpu, 1).epochs is None
     given = TrainConfig(epochs=2, batch_tokens=7, precision="bf16")
     assert given.resolve(cpu, 10**9) == given
