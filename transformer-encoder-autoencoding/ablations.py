@@ -18,13 +18,14 @@ from pathlib import Path
 from types import MethodType
 from typing import Any
 
+from mlm.common.command_line import run_script  # isort: skip (before PyTorch: a quiet Ctrl-C)
+
 import torch
 from torch import Tensor, nn
 
 from encoder import EncoderLayer
 from masking import IGNORE
 from mlm.cloze import Answers, EncodedCloze, accuracy, answer
-from mlm.common.command_line import run_script
 from mlm.common.distributed import DistributedContext
 from mlm.common.errors import InputError
 from mlm.common.experiments import Job, Study

@@ -25,10 +25,12 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from mlm.common.command_line import run_script  # isort: skip (before PyTorch: a quiet Ctrl-C)
+
 import torch
 
 from mlm.common.benchmarking import peak_memory, peak_memory_of, take_turns
-from mlm.common.command_line import Parser, add_flags, float_in, from_flags, int_in, pick_device, run_script
+from mlm.common.command_line import Parser, add_flags, float_in, from_flags, int_in, pick_device
 from mlm.common.distributed import DistributedContext
 from mlm.common.errors import InputError
 from mlm.common.fast_cpu import best_precision

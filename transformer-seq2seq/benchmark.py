@@ -19,12 +19,14 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+from seq2seq.common.command_line import run_script  # isort: skip (before PyTorch: a quiet Ctrl-C)
+
 import torch
 from tokenizers import Tokenizer
 
 from seq2seq import marian
 from seq2seq.common.benchmarking import peak_memory, peak_memory_of, take_turns
-from seq2seq.common.command_line import Parser, add_flags, from_flags, int_in, pick_device, run_script
+from seq2seq.common.command_line import Parser, add_flags, from_flags, int_in, pick_device
 from seq2seq.common.distributed import DistributedContext
 from seq2seq.common.errors import InputError
 from seq2seq.common.lines import numbered_lines, open_text

@@ -16,23 +16,28 @@ from torch import Tensor
 
 from transformer import Cache, Transformer, padding_mask
 
-# (log-probabilities of the next token (B, n, V), summed log-probabilities so far (B, n))
+# (log-probabilities of the next token (B, n, V), summed log-probabilities so far (B, n), which sentences these are)
 # -> the candidates to go on with, best first: their sums, the beams they extend, their tokens (B, c) each
-Pick = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+Pick = Callable[[Tensor, Tensor, list[int]], tuple[Tensor, Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Hypothesis:
     """One output: its token ids, without start and </s>; the sum of the log-probabilities of its tokens, </s>
-    included (nats); and that sum over length**length_penalty, by which hypotheses are ranked."""
+    included (nats); that sum over length**length_penalty, by which hypotheses are ranked; and False if it was cut at
+    the maximum length, before </s>."""
 
     ids: list[int]
     log_probability: float
     score: float
+    finished: bool
 
 
 def top_candidates(
-    log_probs: Tensor, sums: Tensor, topk: Callable[[Tensor, int], tuple[Tensor, Tensor]] = torch.topk
+    log_probs: Tensor,
+    sums: Tensor,
+    sentence: list[int],
+    topk: Callable[[Tensor, int], tuple[Tensor, Tensor]] = torch.topk,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Pick the candidates of beam search: the best 2 n of all n V extensions, so that n are left to go on with
     even if n of them end; for greedy decoding (n = 1) the best one."""
@@ -49,15 +54,16 @@ class Sampler:
 
     temperature divides the logits; of the resulting distribution, top_k keeps the k likeliest tokens (0: all), and
     top_p (Holtzman et al. 2020, section 3.1, "nucleus sampling") the likeliest ones whose probabilities first add
-    up to top_p. The sums are still those of the model's own log-probabilities.
+    up to top_p. The sums are still those of the model's own log-probabilities. Each sentence has a generator of its
+    own, so that its output does not depend on the rest of the batch.
     """
 
-    generator: torch.Generator
+    generators: list[torch.Generator]
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
 
-    def __call__(self, log_probs: Tensor, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, log_probs: Tensor, sums: Tensor, sentence: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Draw a token for each sentence: a Pick."""
         probs = (log_probs[:, 0] / self.temperature).softmax(dim=-1)  # (B, V)
         if cut := self.top_k > 0 or self.top_p < 1:  # else there is nothing to sort for
@@ -66,7 +72,9 @@ class Sampler:
                 probs[:, self.top_k :] = 0
                 probs /= probs.sum(dim=-1, keepdim=True)
             probs[probs.cumsum(dim=-1) - probs >= self.top_p] = 0  # keeps a token if those before fall short
-        drawn = torch.multinomial(probs.cpu(), 1, generator=self.generator).to(probs.device)  # (B, 1)
+        generators = [self.generators[i] for i in sentence]
+        draws = [torch.multinomial(p, 1, generator=g) for p, g in zip(probs.cpu(), generators, strict=True)]
+        drawn = torch.stack(draws).to(probs.device)  # (B, 1)
         token = tokens.gather(1, drawn) if cut else drawn
         return sums + log_probs[:, 0].gather(1, token), torch.zeros_like(token), token
 
@@ -106,13 +114,16 @@ def generate(
     for t in range(1, max_length + 1):
         hidden = model.decode(tokens[:, :, -1].reshape(-1, 1), memory, memory_mask, cache)  # (B n, 1, D)
         log_probs = model.project(hidden[:, -1]).float().log_softmax(dim=-1)
-        totals, parents, next_tokens = pick(log_probs.unflatten(0, (-1, n)), sums)  # (B, c) each
+        totals, parents, next_tokens = pick(log_probs.unflatten(0, (-1, n)), sums, sentence)  # (B, c) each
 
         ends = (next_tokens == config.eos_id) | (t == max_length)
         for b, i in ends[:, :n].nonzero().tolist():
             ids = [*tokens[b, parents[b, i], 1:].tolist(), int(next_tokens[b, i])]
-            found = results[sentence[b]]
-            finish(found, ids[:-1] if ids[-1] == config.eos_id else ids, float(totals[b, i]), t, length_penalty)
+            found, total = results[sentence[b]], float(totals[b, i])
+            if total > -math.inf:
+                finished = ids[-1] == config.eos_id
+                found.append(Hypothesis(ids[:-1] if finished else ids, total, total / t**length_penalty, finished))
+                found.sort(key=lambda hypothesis: hypothesis.score, reverse=True)
             del found[n:]
             to_beat[b] = found[-1].score if len(found) == n else -math.inf
 
@@ -135,10 +146,3 @@ def generate(
         if fewer or n > 1:
             cache.select(rows.flatten())
     return results
-
-
-def finish(found: list[Hypothesis], ids: list[int], total: float, length: int, length_penalty: float) -> None:
-    """Put a hypothesis of `length` tokens, </s> included, into its place among those found, best first."""
-    if total > -math.inf:
-        found.append(Hypothesis(ids, total, total / length**length_penalty))
-        found.sort(key=lambda hypothesis: hypothesis.score, reverse=True)

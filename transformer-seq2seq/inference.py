@@ -11,7 +11,6 @@ output, or to --output, which appears only when it is complete.
 
 import argparse
 import json
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -21,14 +20,16 @@ from typing import BinaryIO, TextIO
 from tqdm import tqdm
 
 from seq2seq import Translator
-from seq2seq.common.command_line import Parser, add_flags, describe, from_flags, run_script
+from seq2seq.common.command_line import Parser, add_flags, describe, from_flags, handle_signals, run_script
 from seq2seq.common.errors import InputError, one_line, warn
 from seq2seq.common.files import atomic_write
 from seq2seq.common.lines import numbered_lines, open_text
+from seq2seq.common.standard_input import typed_lines, watch
 from seq2seq.generation import collect_unknown_words
 from seq2seq.translator import GenerationConfig, Output, Session
 
 FOLDER = Path(__file__).parent
+TOKENIZATIONS = ["13a", "char", "intl", "none", "zh"]  # sacreBLEU's, those that need no other package
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -45,7 +46,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_flags(parser, GenerationConfig)
     add("--input", type=Path, metavar="FILE", help="the file of prompts, a line each; one output line for each")
     add("--output", type=Path, metavar="FILE", help="the file to write to (default: standard output)")
-    add("--references", type=Path, metavar="FILE", help="the file of references, a line each: BLEU and chrF on stderr")
+    add(
+        "--references",
+        type=Path,
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="the files of references, a line each: BLEU and chrF on stderr; of several files, all lines count",
+    )
+    add("--bleu-tokenize", choices=TOKENIZATIONS, help="how sacreBLEU cuts texts into tokens (default: 13a)")
     add("--json", action="store_true", help="print one JSON object a line")
     parser.add_device()
     args = parser.parse_args(argv)
@@ -53,6 +62,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--input and prompts as arguments exclude each other")
     if args.references and args.prompts:
         parser.error("--references compares with lines of --input or of standard input, not with arguments")
+    if args.bleu_tokenize and not args.references:
+        parser.error("--bleu-tokenize needs --references")
     if args.n_best > 1 and not args.prompts and not args.json:
         parser.error("--n-best without prompts as arguments needs --json, as a line answers a line")
     return args
@@ -60,7 +71,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def check_files(args: argparse.Namespace) -> None:
     """Refuse to write over a file that is read."""
-    for flag, path in (("--input", args.input), ("--references", args.references)):
+    for flag, path in (("--input", args.input), *(("--references", path) for path in args.references or [])):
         if args.output and path and args.output.is_file() and path.exists() and path.samefile(args.output):
             raise InputError(f"--output {args.output}: is what {flag} names; name another file")
 
@@ -68,23 +79,17 @@ def check_files(args: argparse.Namespace) -> None:
 def show(prompt: str, outputs: list[Output], args: argparse.Namespace, out: TextIO) -> None:
     """Write the outputs for one prompt in the form that the flags ask for."""
     if args.json:
-        print(json.dumps({"input": prompt, "outputs": [vars(one) for one in outputs]}, ensure_ascii=False), file=out)
+        shown = json.dumps({"input": prompt, "outputs": [vars(one) for one in outputs]}, ensure_ascii=False)
     elif args.prompts:
-        print(f"Input : {prompt}", *(f"Output: {output.text}" for output in outputs), sep="\n", file=out)
+        shown = "\n".join([f"Input : {prompt}", *(f"Output: {output.text}" for output in outputs)])
     else:
-        print(outputs[0].text, file=out)
+        shown = outputs[0].text
+    print(shown, file=out, flush=True)  # a program may be waiting for it
 
 
 def converse(session: Session, args: argparse.Namespace) -> None:
     """Answer what a person types, until an empty line or the end of input."""
-    print("Type a prompt; an empty line ends.", file=sys.stderr)
-    while True:
-        try:
-            prompt = input("> " if sys.stdout.isatty() else "").strip()
-        except EOFError:
-            return
-        if not prompt:
-            return
+    for prompt in typed_lines("Type a prompt; an empty line ends."):
         try:
             (outputs,) = session.answer([prompt], ["the prompt"])
         except InputError as error:
@@ -96,20 +101,18 @@ def converse(session: Session, args: argparse.Namespace) -> None:
 def filter_lines(stream: BinaryIO, name: str, session: Session, args: argparse.Namespace) -> None:
     """Answer every line, in order, a blank one with a blank line, and compare the answers with references if there
     are any."""
-    lines, references, best, blank = numbered_lines(stream, name), None, [], 0
+    stream, has_line = watch(stream)
+    lines, references, best, blank = numbered_lines(stream, name), [], [], 0
     if args.references:  # these are held in memory, and the prompts as well
-        with open_text(args.references) as file:
-            references = [line for _, line in numbered_lines(file, str(args.references))]
         prompts = list(lines)
-        if len(references) != len(prompts):
-            raise InputError(f"{args.references}: has {len(references)} lines, {name} has {len(prompts)}")
+        references = [read_references(path, len(prompts), name) for path in args.references]
         lines = iter(prompts)
     with (
         output_to(args.output) as out,
         collect_unknown_words() as unknown,
-        tqdm(unit="line", delay=1, dynamic_ncols=True) as bar,
+        tqdm(unit="line", delay=1, dynamic_ncols=True, disable=None) as bar,
     ):
-        for prompt, outputs in session.answer_lines(lines, name, unknown):
+        for prompt, outputs in session.answer_lines(lines, name, unknown, has_line):
             show(prompt, outputs, args, out)
             blank += not prompt.strip()
             if references:
@@ -118,10 +121,29 @@ def filter_lines(stream: BinaryIO, name: str, session: Session, args: argparse.N
     if blank:
         warn(f"{name}: {blank} blank lines, left blank in the output")
     if references:
-        from seq2seq.metrics import bleu_and_chrf
+        print_scores(best, list(zip(*references, strict=True)), args.bleu_tokenize or "13a")
 
-        scores = bleu_and_chrf(best, references)
-        print(", ".join(f"{key} {value:.2f}" for key, value in scores.items()), file=sys.stderr)
+
+def read_references(path: Path, n_lines: int, name: str) -> list[str]:
+    """Return the lines of a file of references, as many as there are lines in the stream of this name."""
+    with open_text(path) as file:
+        references = [line for _, line in numbered_lines(file, str(path))]
+    if len(references) != n_lines:
+        raise InputError(f"{path}: has {len(references)} lines, {name} has {n_lines}")
+    return references
+
+
+def print_scores(outputs: list[str], references: list[tuple[str, ...]], tokenize: str) -> None:
+    """Print BLEU and chrF on stderr."""
+    from seq2seq.metrics import bleu_and_chrf  # sacrebleu takes a while to import
+
+    scores, signature = bleu_and_chrf(outputs, references, tokenize)
+    shown = ", ".join(f"{key} {value:.2f}" for key, value in scores.items() if value is not None)
+    if signature:
+        shown += f" ({signature})"
+    else:
+        warn(f"no reference has four tokens by the tokenization {tokenize}, as BLEU needs; try --bleu-tokenize char")
+    print(shown, file=sys.stderr)
 
 
 @contextmanager
@@ -133,7 +155,7 @@ def output_to(path: Path | None) -> Iterator[TextIO]:
         return
     if path.is_dir():
         raise InputError(f"--output {path}: is a folder; name a file")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no part is left
+    handle_signals(lambda kind, _: sys.exit(128 + kind), "SIGTERM", "SIGHUP")  # so that no part is left
     regular = path.is_file() or not path.exists()
     made = [folder for folder in path.parents if not folder.exists()]
     try:

@@ -21,6 +21,7 @@ In the order of the data's way through them:
     common/              the parts that know neither model nor tokenizer; the other experiment has the same
 """
 
+from .common.errors import InputError
 from .translator import Translator
 
-__all__ = ["Translator"]
+__all__ = ["InputError", "Translator"]

@@ -1,7 +1,8 @@
 """Generate for many prompts: their texts as checked token ids, prompts of like length in one batch, and, on a CPU,
 several batches side by side."""
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
@@ -11,16 +12,18 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from decoding import Hypothesis, Pick, Sampler, generate, top_candidates
+from decoding import Hypothesis, Pick, generate, top_candidates
 from transformer import Transformer
 
 from .common.errors import InputError, warn
+from .common.standard_input import always, take
 from .tokenizer import UNK
 
 MAX_BATCHES = 4  # side by side: a part of each step is Python, which runs one thread at a time
 MIN_BLOCKWISE, MIN_BLOCKS = 2**17, 8  # numbers, and blocks for each of the k largest: else torch.topk is faster
 BLOCK = 64
 MAX_UNKNOWN = 1000  # words that are remembered
+LEADING_MARKS = re.compile(r"\s+|^\W+(?=\w)")  # what stands before a word belongs to its token
 
 
 def encode_prompts(
@@ -50,7 +53,7 @@ def encode_prompts(
             raise InputError(f"{place} has {len(encoding)} tokens, the model takes {limit}; shorten it")
         if unk in encoding.ids and len(unknown) < MAX_UNKNOWN:
             spans = zip(encoding.offsets, encoding.ids, strict=True)
-            words = [prompt[start:end].strip() for (start, end), token in spans if token == unk]
+            words = [LEADING_MARKS.sub("", prompt[start:end]) for (start, end), token in spans if token == unk]
             unknown |= {word if len(word) < 40 else f"{word[:39]}…": None for word in words if word}
         rows.append(encoding.ids)
     return rows
@@ -63,14 +66,15 @@ def encode_lines(
     tokenizer: Tokenizer,
     size: int,
     unknown: dict[str, None],
+    has_line: Callable[[], bool] = always,
 ) -> Iterator[tuple[list[str], dict[int, list[int]]]]:
     """Encode a stream of numbered lines, a prompt a line, of which blank ones stay blank.
 
-    Yield `size` lines at a time, and the ids of those that are not blank by their place among them. name: the
-    stream in messages; unknown: as for encode_prompts.
+    Yield `size` lines at a time, fewer if has_line() says that the next one has to be waited for, and the ids of those
+    that are not blank by their place among them. name: the stream in messages; unknown: as for encode_prompts.
     """
     empty = True
-    while chunk := list(islice(lines, size)):
+    while chunk := list(take(lines, size, has_line)):
         filled = [i for i, (_, line) in enumerate(chunk) if line.strip()]
         places = [f"{name}, line {chunk[i][0]}," for i in filled]
         ids = encode_prompts([chunk[i][1] for i in filled], places, model, tokenizer, unknown)
@@ -123,9 +127,9 @@ def fast_topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return blockwise_topk(x, k) if large else x.topk(k)
 
 
-def fast_top_candidates(log_probs: Tensor, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def fast_top_candidates(log_probs: Tensor, sums: Tensor, sentence: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Compute top_candidates with fast_topk."""
-    return top_candidates(log_probs, sums, fast_topk)
+    return top_candidates(log_probs, sums, sentence, fast_topk)
 
 
 def generate_all(
@@ -135,20 +139,21 @@ def generate_all(
     batch_size: int = 64,
     beam: int = 1,
     length_penalty: float = 1.0,
-    pick: Pick = fast_top_candidates,
+    make_pick: Callable[[list[int]], Pick] = lambda rows: fast_top_candidates,
 ) -> list[list[Hypothesis]]:
     """Generate for any number of sources, each ending in </s>, as decoding.generate does for a batch: sources of like
-    length together, batch_size at a time -> the hypotheses for each, in the order of the sources."""
+    length together, batch_size at a time -> the hypotheses for each, in the order of the sources. make_pick: makes a
+    batch's pick from the places of its sources in the list."""
     pad_id, device = model.config.pad_id, model.output_bias.device
     order = sorted(range(len(sources)), key=lambda i: len(sources[i]), reverse=True)
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
     def decode(rows: list[int]) -> list[list[Hypothesis]]:
         source = pad_sequence([torch.tensor(sources[i]) for i in rows], batch_first=True, padding_value=pad_id)
-        return generate(model, source.to(device), max_length, beam, length_penalty, pick)
+        return generate(model, source.to(device), max_length, beam, length_penalty, make_pick(rows))
 
     results: list[list[Hypothesis]] = [[] for _ in sources]
-    with side_by_side(model, batch_size * beam, pick) as count:
+    with side_by_side(model, batch_size * beam) as count:
         workers = ThreadPoolExecutor(count)
         answers: Iterable[list[list[Hypothesis]]] = (workers.map if count > 1 else map)(decode, batches)
         try:
@@ -161,12 +166,12 @@ def generate_all(
 
 
 @contextmanager
-def side_by_side(model: Transformer, rows: int, pick: Pick) -> Iterator[int]:
+def side_by_side(model: Transformer, rows: int) -> Iterator[int]:
     """Yield the number of batches, of `rows` rows each, to decode at once. PyTorch uses one thread for each.
 
     On a CPU the products of a narrow model's step are so small that several threads wait for each other longer
     than they work. So each core has a batch of its own, unless a batch has so few rows that Python, which runs one
-    thread at a time, takes most of the time, or tokens are drawn, whose order makes the results repeatable.
+    thread at a time, takes most of the time.
     """
     threads = torch.get_num_threads()
     if model.config.d_model >= 256 or model.output_bias.device.type != "cpu":
@@ -174,6 +179,6 @@ def side_by_side(model: Transformer, rows: int, pick: Pick) -> Iterator[int]:
         return
     torch.set_num_threads(1)
     try:
-        yield min(MAX_BATCHES, threads) if rows >= 8 and not isinstance(pick, Sampler) else 1
+        yield min(MAX_BATCHES, threads) if rows >= 8 else 1
     finally:
         torch.set_num_threads(threads)

@@ -31,6 +31,9 @@ class PipeInput(io.BytesIO):
 
     seek = tell
 
+    def peek(self, size: int) -> bytes:
+        return bytes(self.getbuffer()[super().tell() :][:size])
+
 
 class Terminal(io.TextIOWrapper):
     """A standard input at which a person sits."""
@@ -56,7 +59,8 @@ def run_within(
 ) -> subprocess.CompletedProcess:
     """Call run_script(main) with these arguments, folder and standard input -> exit status, stdout and stderr."""
     before = sys.argv, sys.stdin, sys.stdout, sys.stderr, Path.cwd()
-    handlers = [(kind, signal.getsignal(kind)) for kind in (signal.SIGINT, signal.SIGTERM)]
+    kinds = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    handlers = [(kind, signal.getsignal(kind)) for kind in kinds]
     source = (Terminal if terminal else io.TextIOWrapper)(PipeInput(stdin), encoding="utf-8")
     written = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2)]
     status = 0

@@ -91,7 +91,7 @@ class Study:
         add("--epochs", type=int_in(1, 100_000), default=self.epochs, help="passes over the training text")
         add("--resume", action="store_true", help="keep the finished runs in --output, and do the others")
         add("--output", type=Path, default=self.output, metavar="DIR", help="where to write")
-        parser.add_device()
+        parser.add_device(default="cpu")  # a process for each thread would crowd a GPU
         args = parser.parse_args(argv)
         for name in args.names:
             if name not in self.ablations:
@@ -114,12 +114,12 @@ class Study:
         path.touch()  # a file that cannot be written is found now, not after the first run
         finished = {(result["name"], result["seed"]) for result in results}
         missing = [job for job in jobs if (job.name, job.seed) not in finished]
-        with tqdm(total=args.epochs * len(missing), unit="epoch", dynamic_ncols=True) as bar:
+        with tqdm(total=args.epochs * len(missing), unit="epoch", dynamic_ncols=True, disable=None) as bar:
             for result in run_in_processes(work, missing, torch.get_num_threads(), bar.update):
                 results = sorted([*results, result], key=lambda r: (names.index(r["name"]), r["seed"]))
                 write_results([*others, *results], path)
                 shown = ", ".join(f"{head} {result[key]:{form}}" for key, (head, form) in self.measures.items())
-                bar.write(f"{result['name']}, seed {result['seed']}: {shown}")
+                tqdm.write(f"{result['name']}, seed {result['seed']}: {shown}")
         if results:
             self.write(results, args)
             print(f"\n{table(results, self.measures)}")

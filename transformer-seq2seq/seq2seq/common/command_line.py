@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -33,17 +34,25 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line on stderr and exit status 2."""
+    """An argument parser whose errors are one line on stderr and exit status 2. Flags may stand between arguments,
+    and ~ in a path is the home folder."""
 
     def __init__(self, description: str | None, **options):
         super().__init__(description=description, formatter_class=HelpFormatter, **options)
+        self.register("type", Path, lambda text: Path(os.path.expanduser(text)))  # noqa: PTH111 (raises nothing)
 
-    def add_device(self) -> None:
+    def parse_args(self, args: list[str] | None = None, namespace: argparse.Namespace | None = None):
+        """Parse the command line."""
+        if self._subparsers:  # which take all that follows their name
+            return super().parse_args(args, namespace)
+        return self.parse_intermixed_args(args, namespace)
+
+    def add_device(self, default: str = "auto") -> None:
         """Add --device."""
         self.add_argument(
             "--device",
             choices=["auto", "cpu", "cuda", "mps"],
-            default="auto",
+            default=default,
             help="where to compute; auto takes the fastest device there is",
         )
 
@@ -108,6 +117,8 @@ def add_flags(parser: argparse.ArgumentParser, config: type, omit: Collection[st
     for one in fields(config):
         if one.metadata and one.name not in omit:
             options = {"action": "store_true"} if one.default is False else {"default": one.default}
+            if one.metadata.get("nargs"):  # given twice, the flag adds
+                options["action"] = "extend"
             parser.add_argument(flag_name(one.name), dest=one.name, **options, **one.metadata)
 
 
@@ -147,13 +158,20 @@ def pick_device(name: str):
     return torch.device(name)
 
 
+def handle_signals(handler: Callable, *names: str) -> dict[signal.Signals, Any]:
+    """Let handler handle the signals of these names, but for those that the process was started to ignore, as nohup
+    does. Return the handlers from before."""
+    kinds = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows has no SIGHUP
+    return {kind: signal.signal(kind, handler) for kind in kinds if signal.getsignal(kind) is not signal.SIG_IGN}
+
+
 class Interrupt:
-    """The first Ctrl-C (or SIGTERM) only sets `requested`, which a loop checks after each step; the second
-    raises KeyboardInterrupt."""
+    """The first Ctrl-C (or SIGTERM, or a terminal that is closed) only sets `requested`, which a loop checks after
+    each step; the second raises KeyboardInterrupt."""
 
     def __init__(self):
         self.requested = False
-        self.before = {kind: signal.signal(kind, self) for kind in (signal.SIGINT, signal.SIGTERM)}
+        self.before = handle_signals(self, "SIGINT", "SIGTERM", "SIGHUP")
 
     def __call__(self, *_):
         if self.requested:
@@ -188,6 +206,8 @@ def describe(error: InputError) -> str:
 
 def run_script(main: Callable[[], None]) -> None:
     """Call main; turn a user's mistake or a failing file into one line on stderr and exit status 2."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see __init__.py beside this file
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     prepare_streams()
     try:
         main()
@@ -214,5 +234,6 @@ def run_script(main: Callable[[], None]) -> None:
         sys.stdout.flush()
     except OSError:  # the interpreter would try it again at exit, and complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    print(f"{Path(sys.argv[0]).name}: {one_line(reason)}", file=sys.stderr)
+    with suppress(OSError):  # the terminal is closed
+        print(f"{Path(sys.argv[0]).name}: {one_line(reason)}", file=sys.stderr)
     sys.exit(status)

@@ -167,7 +167,7 @@ def test_pad_is_never_generated_even_where_it_is_likeliest(make_model, pick):
         model.output_bias[EOS] = -30
     source = torch.tensor([[2, 3, EOS]])
     if pick == "sample":
-        found = generate(model, source, 6, pick=Sampler(torch.Generator().manual_seed(0)))[0]
+        found = generate(model, source, 6, pick=Sampler([torch.Generator()]))[0]
     else:
         found = generate(model, source, 6, 1 if pick == "greedy" else 4)[0]
     assert found and all(len(h.ids) == 6 and 6 not in h.ids for h in found)
@@ -210,9 +210,9 @@ LOGITS = torch.tensor([0.5, 2.0, 1.0, -1.0, 0.0])
 
 def draws(n=20_000, seed=0, **settings):
     """Shares of the tokens drawn from LOGITS."""
-    sampler = Sampler(torch.Generator().manual_seed(seed), **settings)
+    sampler = Sampler([torch.Generator().manual_seed(seed)] * n, **settings)
     log_probs = LOGITS.log_softmax(dim=-1).expand(n, 1, -1)
-    sums, parents, tokens = sampler(log_probs, torch.full((n, 1), -2.0))
+    sums, parents, tokens = sampler(log_probs, torch.full((n, 1), -2.0), list(range(n)))
     torch.testing.assert_close(sums, -2.0 + log_probs[:, 0].gather(1, tokens))
     assert (parents == 0).all() and sums.shape == parents.shape == tokens.shape == (n, 1)
     return tokens.flatten().bincount(minlength=5)
@@ -253,7 +253,7 @@ def test_a_cold_sampler_is_greedy_and_a_seed_repeats(make_model):
     source = padded(prompts(9, 6), 8)
 
     def sample(seed, **settings):
-        sampler = Sampler(torch.Generator().manual_seed(seed), **settings)
+        sampler = Sampler([torch.Generator().manual_seed(seed + row) for row in range(len(source))], **settings)
         return [found[0] for found in generate(model, source, 8, pick=sampler)]
 
     assert [h.ids for h in sample(0, top_k=1)] == [found[0].ids for found in generate(model, source, 8)]
@@ -263,7 +263,7 @@ def test_a_cold_sampler_is_greedy_and_a_seed_repeats(make_model):
 
 def test_a_samples_log_probability_is_the_models_own(make_model):
     model, prompt = make_model(9), [3, 4, EOS]
-    sampler = Sampler(torch.Generator().manual_seed(0), temperature=2.0, top_k=5)
+    sampler = Sampler([torch.Generator().manual_seed(row) for row in range(5)], temperature=2.0, top_k=5)
     for h in itertools.chain(*generate(model, torch.tensor([prompt] * 5), 6, pick=sampler)):
         total = float(token_log_probs(model, prompt, [ended(h.ids, 6)]).sum())
         assert h.log_probability == pytest.approx(total, abs=1e-4)

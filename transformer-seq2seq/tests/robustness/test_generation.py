@@ -1,6 +1,7 @@
 """Many prompts: in batches by length, side by side on the cores, the best tokens found by blocks; and Translator."""
 
 import inspect
+import json
 import math
 from contextlib import nullcontext
 from dataclasses import fields
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decoding import Sampler, generate, top_candidates
+from decoding import generate, top_candidates
 from seq2seq import Translator, generation
 from seq2seq.common.errors import InputError
 from seq2seq.generation import blockwise_topk, fast_top_candidates, generate_all, side_by_side
@@ -59,31 +60,28 @@ def test_candidates_are_the_same_by_blocks(monkeypatch):
     by_blocks = []
     monkeypatch.setattr(generation, "blockwise_topk", lambda *args: by_blocks.append(args) or blockwise_topk(*args))
     log_probs, sums = torch.randn(4, 5, 8000).log_softmax(dim=-1), torch.randn(4, 5)
-    for ours, expected in zip(fast_top_candidates(log_probs, sums), top_candidates(log_probs, sums), strict=True):
+    for ours, expected in zip(
+        fast_top_candidates(log_probs, sums, []), top_candidates(log_probs, sums, []), strict=True
+    ):
         assert torch.equal(ours, expected)
     assert len(by_blocks) == 1
-    fast_top_candidates(log_probs[:, :, :1000], sums)
+    fast_top_candidates(log_probs[:, :, :1000], sums, [])
     assert len(by_blocks) == 1
 
 
 @pytest.mark.parametrize(
-    ("d_model", "rows", "pick", "at_once", "threads_each"),
-    [
-        (128, 64, fast_top_candidates, 3, 1),
-        (128, 7, fast_top_candidates, 1, 1),
-        (128, 64, Sampler(torch.Generator()), 1, 1),
-        (256, 64, fast_top_candidates, 1, 3),
-    ],
-    ids=["narrow", "few rows", "drawn", "wide"],
+    ("d_model", "rows", "at_once", "threads_each"),
+    [(128, 64, 3, 1), (128, 7, 1, 1), (256, 64, 1, 3)],
+    ids=["narrow", "few rows", "wide"],
 )
-def test_cores_take_a_batch_each_or_share_one(d_model, rows, pick, at_once, threads_each):
+def test_cores_take_a_batch_each_or_share_one(d_model, rows, at_once, threads_each):
     model = Transformer(TransformerConfig(10, 9, d_model=d_model))
     torch.set_num_threads(3)
-    with side_by_side(model, rows, pick) as count:
+    with side_by_side(model, rows) as count:
         assert (count, torch.get_num_threads()) == (at_once, threads_each)
     assert torch.get_num_threads() == 3
     torch.set_num_threads(100)
-    with side_by_side(model, rows, pick) as count:
+    with side_by_side(model, rows) as count:
         assert count <= 4
 
 
@@ -132,6 +130,33 @@ def test_n_best_gives_a_list_for_each_prompt(translator):
     best = translator("Good morning", beam=4, n_best=3)
     assert best[0] == translator("Good morning") and len(set(best)) == 3
     assert translator(["Good morning"], beam=4, n_best=3) == [best]
+
+
+def test_an_n_best_list_holds_no_text_twice(translator, monkeypatch):
+    """However often a text is drawn, or found in other tokens."""
+    drawn = translator("Good morning", sample=True, top_k=1, n_best=3)
+    assert drawn == [translator("Good morning")]
+    monkeypatch.setattr("seq2seq.translator.to_text", lambda _, ids: " ".join(map(str, ids[:1])))
+    best = translator("Good morning", beam=8, n_best=3)
+    assert len(set(best)) == len(best)
+
+
+def test_what_is_drawn_for_a_prompt_does_not_depend_on_the_batch(translator, training):
+    sources = [source for source, *_ in training]
+    settings = {"sample": True, "temperature": 3.0, "n_best": 2, "seed": 5}
+    found = [translator(sources, batch_size=size, **settings) for size in (1, 3, 64)]
+    assert found[0] == found[1] == found[2] and translator(sources[:4], **settings) == found[0][:4]
+
+
+def test_outputs_that_were_cut_carry_a_mark(translator, script, trained, capsys):
+    flags = ["--model", trained / "model", "--json"]
+    for max_length, finished in ((2, False), (16, True)):
+        out, err = script("inference", *flags, "--max-length", max_length, stdin=b"Good morning\n\nGood morning\n")[1:]
+        marks = [json.loads(line)["outputs"][0]["finished"] for line in out.splitlines()]
+        assert marks == [finished, True, finished]
+        assert ("2 outputs cut at 2 tokens (raise max_length)" in err) != finished
+    translator("Good morning", max_length=2)
+    assert "1 output cut at 2 tokens" in capsys.readouterr().err
 
 
 def test_keywords_are_the_flags_of_inference(translator, script, trained):

@@ -92,7 +92,7 @@ def test_json_has_the_promised_form(ask, training):
         for record, (_, target, _) in zip(records, training, strict=False):
             assert record.keys() == {"input", "outputs"}
             (output,) = record["outputs"]
-            assert output.keys() == {"text", "log_probability"}
+            assert output.keys() == {"text", "log_probability", "finished"}
             assert output["text"] == target and output["log_probability"] < 0
 
 
