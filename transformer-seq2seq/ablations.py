@@ -18,18 +18,18 @@ from dataclasses import replace
 from pathlib import Path
 from textwrap import shorten
 
+from seq2seq.common.command_line import run_script  # isort: skip (before PyTorch: a quiet Ctrl-C)
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from seq2seq.common.command_line import run_script
 from seq2seq.common.distributed import DistributedContext
 from seq2seq.common.errors import InputError
 from seq2seq.common.experiments import Job, Study
 from seq2seq.config import TrainConfig
 from seq2seq.loss import IGNORE
-from seq2seq.metrics import answer_all, bleu_and_chrf, exact_match, exact_match_by_kind
-from seq2seq.pairs import Pair
+from seq2seq.metrics import Prompt, answer_all, bleu_and_chrf, exact_match, exact_match_by_kind, group
 from train import Trainer, build_trainer
 from transformer import MultiHeadAttention
 
@@ -157,16 +157,16 @@ def prepare(job: Job, folder: Path) -> Trainer:
     return trainer
 
 
-def outputs(trainer: Trainer, pairs: list[Pair], stopped: int | None) -> list[str]:
-    """Return the greedy outputs for some pairs; they are empty if the loss has stopped being finite."""
+def outputs(trainer: Trainer, prompts: list[Prompt], stopped: int | None) -> list[str]:
+    """Return the greedy outputs for some prompts; they are empty if the loss has stopped being finite."""
     if stopped is not None:
-        return [""] * len(pairs)
-    return answer_all(trainer.model, trainer.data.tokenizer, [pair.source for pair in pairs])
+        return [""] * len(prompts)
+    return answer_all(trainer.model, trainer.data.tokenizer, prompts)
 
 
 def learn(trainer: Trainer, epochs: int, epoch_done: Callable[[], None]) -> tuple[list[dict], int | None]:
     """Train for some epochs -> the curve, and the step at which the loss was no longer finite, else None."""
-    combinations = [pair for pair in trainer.data.pairs.held_out if pair.kind in ("answer", "rewrite")]
+    combinations = [prompt for prompt in group(trainer.data.pairs.held_out) if prompt.kind in ("answer", "rewrite")]
     some, progress, curve, stopped = combinations[::CURVE_EVERY], trainer.progress, [], None
     n_steps = epochs * len(trainer.batches(0))
     for epoch in range(epochs):
@@ -192,7 +192,7 @@ def experiment(job: Job, epoch_done: Callable[[], None]) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         trainer = prepare(job, Path(folder))
         curve, stopped = learn(trainer, job.epochs, epoch_done)
-        recalled, held_out = list(trainer.data.pairs)[::RECALL_EVERY], trainer.data.pairs.held_out
+        recalled, held_out = group(list(trainer.data.pairs)[::RECALL_EVERY]), group(trainer.data.pairs.held_out)
         found = outputs(trainer, held_out, stopped)
         by_kind = exact_match_by_kind(found, held_out)
         return {
@@ -202,8 +202,8 @@ def experiment(job: Job, epoch_done: Callable[[], None]) -> dict:
             "recall": exact_match(outputs(trainer, recalled, stopped), recalled),
             "answer": by_kind["answer"],
             "rewrite": by_kind["rewrite"],
-            "bleu": bleu_and_chrf(found, [pair.target for pair in held_out])["bleu"],
-            "example": found[[pair.source for pair in held_out].index(EXAMPLE)],
+            "bleu": bleu_and_chrf(found, [prompt.references for prompt in held_out])[0]["bleu"],
+            "example": found[[prompt.source for prompt in held_out].index(EXAMPLE)],
             "curve": curve,
         }
 

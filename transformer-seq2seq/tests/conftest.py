@@ -119,7 +119,7 @@ def make_model():
     def make(vocab_size, seed=0, **sizes):
         config = TransformerConfig(vocab_size, vocab_size - 1, d_model=16, n_heads=2, d_ff=24)
         torch.manual_seed(seed)
-        model = Transformer(replace(config, max_length=16, **sizes)).eval()
+        model = Transformer(replace(config, **{"max_length": 16} | sizes)).eval()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "norm" in name or name.endswith(".bias"):

@@ -134,8 +134,21 @@ def test_references_print_bleu_and_chrf(script, trained, tmp_path, training):
     flags = [*flags[:2], *flags[4:]]
     assert script("inference", *flags, stdin=(tmp_path / "in").read_bytes())[2] == err
     flags += ["--input", tmp_path / "in"]
-    (tmp_path / "ref").write_text("nothing alike\n" * len(training), encoding="utf-8")
+    (tmp_path / "other").write_text("nothing alike here whatsoever\n" * len(training), encoding="utf-8")
+    several = ["--references", tmp_path / "other", "--bleu-tokenize", "char"]
+    err = script("inference", *flags, *several)[2]
+    assert "bleu 100.00" in err and "nrefs:2" in err and "tok:char" in err
+    (tmp_path / "ref").write_text("nothing alike here whatsoever\n" * len(training), encoding="utf-8")
     assert float(re.search(r"bleu (\S+),", script("inference", *flags)[2])[1]) < 1
+
+
+def test_references_without_four_tokens_have_no_bleu(script, trained, tmp_path):
+    (tmp_path / "ref").write_text("Rome\n", encoding="utf-8")
+    flags = ["--model", trained / "model", "--references", tmp_path / "ref"]
+    status, _, err = script("inference", *flags, stdin=b"Good morning\n")
+    assert status == 0 and "--bleu-tokenize char" in err and "bleu 0" not in err and "chrf" in err
+    status, _, err = script("inference", "--bleu-tokenize", "char", "Good morning")
+    assert status == 2 and "needs --references" in err
 
 
 def test_unknown_words_are_named(script, trained):

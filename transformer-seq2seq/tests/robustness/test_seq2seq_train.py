@@ -20,8 +20,7 @@ from seq2seq import Translator, marian
 from seq2seq.common.command_line import flag_name
 from seq2seq.common.errors import InputError
 from seq2seq.config import INIT_EXCLUDES, TrainConfig
-from seq2seq.metrics import exact_match
-from seq2seq.pairs import Pair, read_pairs
+from seq2seq.pairs import read_pairs
 
 FOLDER = Path(__file__).parents[2]
 MODEL_FILES = {
@@ -255,12 +254,6 @@ def test_what_is_not_set_follows_the_device_and_the_text():
 # ------------------------------------------------------------------------------------------------ text
 
 
-def test_references_are_compared_as_a_tokenizer_writes_them():
-    pairs = [Pair("", "a  caf\u0065\u0301 ", ""), Pair("", "a Caf\u00e9", "")]
-    assert exact_match(["a caf\u00e9", "a caf\u00e9"], pairs) == 0.5
-    assert exact_match([], []) == 0
-
-
 def test_a_pair_too_long_for_the_model_is_in_no_figure(script, tmp_path, write_pairs, training, sizes):
     """Neither among the held-out ones, whose loss it is no part of, nor among those recalled."""
     long = ("cook " * 20, "cook", "long")
@@ -270,7 +263,7 @@ def test_a_pair_too_long_for_the_model_is_in_no_figure(script, tmp_path, write_p
     status, out, err = script("train", *flags, "--output", tmp_path / "out", *sizes, "--max-steps", 1)
     assert status == 0 and "left out 1 training and 1 held-out pairs" in err
     assert len((tmp_path / "out" / "outputs.tsv").read_text().splitlines()) == 1 + 2
-    assert f"training pairs ({len(training) - 2:,})" in out and "long" not in out
+    assert f"training prompts ({len(training) - 2:,})" in out and "long" not in out
 
 
 def test_the_vocabulary_comes_from_the_training_pairs_alone(script, tmp_path, write_pairs, held_out, sizes):
