@@ -1,7 +1,6 @@
 """Cloze tests: sentences with one word to hide. What a model fills in, and what a baseline does that needs no
 Transformer."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -12,11 +11,12 @@ from tokenizers import Encoding, Regex, Tokenizer, pre_tokenizers
 from encoder import MaskedLanguageModel
 
 from .common.errors import InputError, naming
-from .common.lines import numbered_lines
+from .common.lines import normalize, numbered_lines
+from .common.tfidf import Lookup
 from .filling import Query, predict
-from .tokenizer import CLS, SEP, WORD, SpecialIds
+from .tokenizer import WORD, SpecialIds
 
-MAX_COUNTED = 1_000_000  # sentences from which the baseline takes its counts
+MAX_COMPARED = 100_000  # sentences among which the baseline looks
 HEADER = ["sentence", "key", "kind"]
 WORDS = pre_tokenizers.Split(Regex(WORD), behavior="removed", invert=True)
 
@@ -44,11 +44,10 @@ class Cloze:
         """Return where the key word begins and ends, in characters."""
         return next(span for span, word in words_of(self.sentence).items() if word == self.key)
 
-    def neighbours(self) -> tuple[str, str]:
-        """Return the words before and after the key word."""
-        words = [CLS, *words_of(self.sentence).values(), SEP]
-        gap = words.index(self.key)
-        return words[gap - 1], words[gap + 1]
+    def rest(self) -> str:
+        """Return the sentence without the key word."""
+        begin, end = self.key_span()
+        return f"{self.sentence[:begin]} {self.sentence[end:]}"
 
 
 def read_clozes(text_file: Path) -> list[Cloze]:
@@ -91,6 +90,7 @@ def encode_clozes(clozes: Sequence[Cloze], tokenizer: Tokenizer, max_length: int
 def encode_cloze(cloze: Cloze, encoding: Encoding, mask: int, max_length: int) -> EncodedCloze:
     """Hide the key word in the encoding of a cloze test."""
     begin, end = cloze.key_span()
+    begin -= cloze.sentence[:begin].endswith(" ")  # a space that is a token of its own is part of the word behind it
     key = [i for i, (left, right) in enumerate(encoding.offsets) if left < end and right > begin]
     with naming(cloze.place):
         if len(encoding) > max_length:
@@ -123,41 +123,41 @@ def answer(clozes: Sequence[EncodedCloze], model: MaskedLanguageModel, tokenizer
     return Answers(total / sum(len(test.key_ids) for test in clozes), guesses)
 
 
+def is_right(guess: str, cloze: Cloze) -> bool:
+    """Return True if a guess is the key word, both normalized."""
+    return normalize(guess) == normalize(cloze.key)
+
+
 def accuracy(clozes: Sequence[Cloze], guesses: Iterable[str]) -> float:
     """Return the share of right guesses."""
-    return sum(guess == cloze.key for cloze, guess in zip(clozes, guesses, strict=True)) / len(clozes)
+    return sum(map(is_right, guesses, clozes)) / len(clozes)
 
 
 def accuracy_by_kind(clozes: Sequence[Cloze], guesses: Iterable[str]) -> dict[str, float]:
     """Return the share of right guesses for each kind of test, in the order in which the kinds appear."""
     right: dict[str, list[bool]] = {}
     for cloze, guess in zip(clozes, guesses, strict=True):
-        right.setdefault(cloze.kind, []).append(guess == cloze.key)
+        right.setdefault(cloze.kind, []).append(is_right(guess, cloze))
     return {kind: sum(those) / len(those) for kind, those in right.items()}
 
 
-class NeighbourBaseline:
-    """Fills a gap from counts alone: with the word most often seen between these two neighbours in training, else
-    after the left one, else with the most frequent word.
+class NearestSentence:
+    """A baseline that needs no Transformer: looks up the training sentence that is nearest to the rest of a cloze test
+    by tf-idf, and fills in the rarest of its words that the rest lacks.
 
-    It counts only what the given tests need, in the first MAX_COUNTED sentences: its memory is bounded.
+    It looks among the first MAX_COMPARED sentences, so that its memory is bounded.
     """
 
-    def __init__(self, sentences: Iterable[str], clozes: Sequence[Cloze]):
-        self.between: dict[tuple[str, str], Counter] = {cloze.neighbours(): Counter() for cloze in clozes}
-        self.after: dict[str, Counter] = {left: Counter() for left, _ in self.between}
-        self.words: Counter = Counter()
-        for sentence in islice(sentences, MAX_COUNTED if clozes else 0):
-            words = [CLS, *words_of(sentence).values(), SEP]
-            self.words.update(words[1:-1])
-            for left, word, right in zip(words, words[1:], words[2:], strict=False):
-                if left in self.after:
-                    self.after[left][word] += 1
-                    if (left, right) in self.between:
-                        self.between[left, right][word] += 1
+    def __init__(self, sentences: Iterable[str]):
+        self.sentences = list(islice(sentences, MAX_COMPARED))
+        self.lookup = Lookup(self.sentences)
 
     def guess(self, cloze: Cloze) -> str:
-        """Return the word for the gap of one of the given tests."""
-        left, right = cloze.neighbours()
-        counts = self.between[left, right] or self.after[left] or self.words
-        return counts.most_common(1)[0][0] if counts else ""
+        """Return the word for the gap, or nothing if there is none."""
+        rest = cloze.rest()
+        found = self.lookup.nearest(rest)
+        if found is None:
+            return ""
+        known = {normalize(word).lower() for word in words_of(rest).values()}
+        words = words_of(self.sentences[found]).values()
+        return max((word for word in words if normalize(word).lower() not in known), key=self.lookup.rarity, default="")

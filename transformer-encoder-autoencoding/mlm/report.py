@@ -9,7 +9,7 @@ import numpy as np
 
 from encoder import MaskedLanguageModel
 
-from .cloze import Answers, EncodedCloze, NeighbourBaseline, accuracy, accuracy_by_kind, answer
+from .cloze import Answers, EncodedCloze, NearestSentence, accuracy, accuracy_by_kind, answer
 from .common.errors import warn
 from .common.files import write_text
 from .common.progress import Progress
@@ -38,7 +38,7 @@ def compare(model: MaskedLanguageModel, data: Data, figures: dict[str, Any], pat
     """
     recall, held_out = data.recall_clozes, data.held_out_clozes
     recall_clozes, held_out_clozes = ([test.cloze for test in tests] for tests in (recall, held_out))
-    baseline = NeighbourBaseline(data.text, recall_clozes + held_out_clozes)
+    baseline = NearestSentence(data.text if recall or held_out else [])
     metrics = dict(figures)
     rows = [
         ("held-out text, hidden tokens, accuracy", f"{figures['held_out_token_accuracy']:.1%}", ""),
@@ -62,9 +62,9 @@ def compare(model: MaskedLanguageModel, data: Data, figures: dict[str, Any], pat
             rows.append((label, f"{share:.1%}", f"{baseline_by_kind[kind]:.1%}"))
         examples = ["\nheld-out sentences, the key word hidden:", *show_examples(held_out, answers)]
     write_text(path, json.dumps(metrics, indent=2) + "\n")
-    table = [f"{label:44}{ours:>12}{baselines:>12}".rstrip() for label, ours, baselines in rows]
+    table = [f"{label:44}{ours:>12}{baselines:>18}".rstrip() for label, ours, baselines in rows]
     # printed last, as whoever reads it may have left
-    print("\n".join([f"\n{'':44}{'Transformer':>12}{'neighbours':>12}", *table, *examples]))
+    print("\n".join([f"\n{'':44}{'Transformer':>12}{'nearest sentence':>18}", *table, *examples]))
 
 
 def show_examples(clozes: Sequence[EncodedCloze], answers: Answers) -> list[str]:

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, normalizers
 
 from mlm import cloze as clozes_of
 from mlm import filling
-from mlm.cloze import Cloze, NeighbourBaseline, accuracy, accuracy_by_kind, answer, encode_clozes, read_clozes
+from mlm.cloze import Cloze, NearestSentence, accuracy, accuracy_by_kind, answer, encode_clozes, read_clozes
 from mlm.common.errors import InputError
 from mlm.dataset import MLMDataset
 from mlm.report import unigram_loss
@@ -129,32 +129,41 @@ def test_a_key_word_that_the_tokenizer_drops_is_refused(tokenizer):
 # ---- the baseline
 
 
-def guess(sentences, gap):
-    """Return the baseline's word for "what" in gap, whatever else it is asked."""
-    asked, other = cloze(gap, "what"), cloze("something else", "else")
-    return NeighbourBaseline(iter(sentences), [other, asked]).guess(asked)
+def test_baseline_fills_in_the_rarest_new_word_of_the_nearest_sentence():
+    sentences = [
+        "Paris is the capital of France",
+        "The cat sat on the mat",
+        "A foal is a young horse",
+        "The dog is young",
+    ]
+    baseline = NearestSentence(sentences)
+    assert [baseline.guess(cloze(sentence, sentence.split()[-1])) for sentence in sentences[1:3]] == ["mat", "horse"]
+    assert baseline.guess(cloze("France has its capital in Paris", "Paris")) == "Paris"
+    assert baseline.guess(cloze("the word for a young horse is foal", "foal")) == "foal"
 
 
-def test_baseline_takes_the_word_most_often_seen_between_the_neighbours():
-    sentences = ["a x b", "a y b", "a y b", "a z c", "a z c", "a z c"]
-    assert guess(sentences, "a what b") == "y"
+@pytest.mark.parametrize(
+    ("sentences", "asked", "key", "expected"),
+    [
+        (["दिन अच्छा है", "दीन दुखी है"], "दुखी दीन", "दीन", "दीन"),
+        (["我喜欢猫", "他在学校学习"], "学校在这里", "里", "他"),
+        (["The cafe\u0301 opens", "The shop closes"], "it opens café", "café", "cafe\u0301"),
+        (["abc"], "xyz key", "key", ""),
+        (["the same words"], "same the key words", "key", ""),
+        ([], "the key", "key", ""),
+    ],
+)
+def test_baseline_answers_in_any_script_or_not_at_all(sentences, asked, key, expected):
+    assert NearestSentence(sentences).guess(cloze(asked, key)) == expected
 
 
-def test_baseline_falls_back_to_the_word_before_and_then_to_the_most_frequent():
-    sentences = ["a x b", "a x c", "a y b", "q q q w q"]
-    assert guess(sentences, "a what w") == "x"
-    assert guess(sentences, "never what w") == "q"
+def test_guesses_are_compared_normalized():
+    assert accuracy([cloze("the café", "café")], ["cafe\u0301"]) == 1
 
 
-def test_baseline_knows_beginnings_and_ends_of_sentences():
-    sentences = ["first b last", "first b other", "c last"]
-    assert guess(sentences, "what b x") == "first"
-    assert guess(sentences, "b what") == "last"
-
-
-def test_baseline_counts_no_more_sentences_than_it_says(monkeypatch):
-    monkeypatch.setattr(clozes_of, "MAX_COUNTED", 2)
-    assert guess(["a x b", "a x b", *["a y b"] * 3], "a what b") == "x"
+def test_baseline_looks_among_no_more_sentences_than_it_says(monkeypatch):
+    monkeypatch.setattr(clozes_of, "MAX_COMPARED", 1)
+    assert NearestSentence(iter(["a x", "b y"])).guess(cloze("b z", "z")) == ""
 
 
 def test_accuracy_is_the_share_of_right_answers_of_each_kind():

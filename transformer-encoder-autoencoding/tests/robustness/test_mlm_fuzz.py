@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mlm_strangers import little_memory
 
 from mlm import MaskFiller, bert
-from mlm.cloze import HEADER, NeighbourBaseline, read_clozes
+from mlm.cloze import HEADER, NearestSentence, read_clozes
 from mlm.common.errors import InputError
 from mlm.text import TextFile
 from mlm.tokenizer import MASK
@@ -126,7 +126,7 @@ def test_any_bytes_as_cloze_tests(tmp_path_factory, content):
     path.write_bytes(content)
     with suppress(InputError):
         clozes = read_clozes(path.with_name("fuzz.txt"))
-        baseline = NeighbourBaseline([cloze.sentence for cloze in clozes[1:]], clozes)
+        baseline = NearestSentence(cloze.sentence for cloze in clozes[1:])
         for cloze in clozes:
             begin, end = cloze.key_span()
             assert cloze.sentence[begin:end] == cloze.key
