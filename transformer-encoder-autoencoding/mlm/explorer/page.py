@@ -12,19 +12,14 @@ from encoder import MaskedLanguageModel
 
 from ..common.errors import InputError
 from ..common.plots import entropy, with_means
+from ..common.token_text import show_token
 from ..common.web_page import SCALE, fill_template, pack_weights
-from ..filling import hide_each, ids_without_token, likeliest, predict, to_word
+from ..filling import hide_each, ids_without_token, likeliest, predict
 from ..tokenizer import SpecialIds
 
 SCRIPTS = "explorer.js", "hide.js"
 MAX_BYTES = 4_000_000  # of weights in a page, which any browser opens at once, and an e-mail can carry
 GUESSES = 5
-
-
-def label(tokenizer: Tokenizer, token: int) -> str:
-    """Return one token as it reads in a sentence or, if it is not whole characters, as the vocabulary has it."""
-    word = to_word(tokenizer, token)
-    return (tokenizer.id_to_token(token) or "?") if not word or "\ufffd" in word else word
 
 
 def check_size(n_layers: int, n_heads: int, length: int) -> None:
@@ -53,7 +48,9 @@ def guess_each(
         (position,) = queries[q].positions
         token, (best,) = ids[position], likeliest(log_probs, GUESSES, absent)
         found[position] = {
-            "best": [{"token": label(tokenizer, t), "probability": round(p, 3), "right": t == token} for t, p in best],
+            "best": [
+                {"token": show_token(tokenizer, t), "probability": round(p, 3), "right": t == token} for t, p in best
+            ],
             "itself": None if token == special.mask else round(log_probs[0, token].exp().item(), 3),
         }
     return found

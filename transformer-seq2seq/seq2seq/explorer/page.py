@@ -9,18 +9,12 @@ from torch import Tensor
 from transformer import TransformerConfig
 
 from ..common.errors import InputError
+from ..common.token_text import show_token
 from ..common.web_page import SCALE, fill_template, pack_weights
-from ..tokenizer import to_text
 
 SCRIPTS = "explorer.js", "steps.js"
 MAX_BYTES = 4_000_000  # of weights in a page: what any browser opens at once, and an e-mail carries
 CANDIDATES = 5
-
-
-def label(tokenizer: Tokenizer, token: int) -> str:
-    """Return a token as it reads in a text, or, if it is not a whole character, as it stands in the vocabulary."""
-    text = to_text(tokenizer, [token])
-    return (tokenizer.id_to_token(token) or "?") if not text or "\ufffd" in text else text
 
 
 def check_size(config: TransformerConfig, source: int, target: int) -> None:
@@ -58,7 +52,7 @@ def next_words(probabilities: Tensor, tokenizer: Tokenizer) -> list[list[dict]]:
     float}, ...], the likeliest first."""
     best = probabilities.topk(min(CANDIDATES, probabilities.size(1)))
     return [
-        [{"token": label(tokenizer, t), "probability": round(p, 3)} for t, p in zip(*step, strict=True)]
+        [{"token": show_token(tokenizer, t), "probability": round(p, 3)} for t, p in zip(*step, strict=True)]
         for step in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
 
