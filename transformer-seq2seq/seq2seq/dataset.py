@@ -24,9 +24,11 @@ from .config import TrainConfig
 from .loss import IGNORE
 from .marian_tokenizer import FILES, MarianTokenizer
 from .pairs import SPLITTING, Layout, Pair, PairFile, PairSource, draw_held_out_pairs, read_pairs, warn_of_skipped
-from .tokenizer import PAD, load_tokenizer, train_tokenizer
+from .tokenizer import PAD, TOKENIZING, UNK, load_tokenizer, train_tokenizer
 
 SIDES = "source", "target"
+MAX_UNKNOWN = 0.05  # of the held-out tokens of a side, without a warning
+REMEDY = "with subwords (tokenizer bpe) none is"
 Ids = tuple[np.ndarray, np.ndarray]  # ids of some sequences, one behind the other, and the length of each
 
 
@@ -126,6 +128,14 @@ def all_too_long(max_length: int) -> InputError:
     return InputError(f"no pair has at most {max_length} tokens on each side; allow more", "max_length")
 
 
+def warn_of_unknown(held_out: PairDataset, unk_id: int) -> None:
+    """Warn if many tokens of held-out sources or targets are unknown: no output can be right there."""
+    for side, sequences in (("source", held_out.source), ("target", held_out.target)):
+        unknown, n_tokens = np.count_nonzero(sequences.ids == unk_id), len(sequences.ids) - len(sequences)
+        if unknown > MAX_UNKNOWN * n_tokens:
+            warn(f"{unknown / n_tokens:.0%} of the held-out {side} tokens are unknown; {REMEDY}")
+
+
 @dataclass(frozen=True)
 class Metadata:
     """The notes in a token store: the pairs that were drawn to be held out (none if a file has them), the layouts of
@@ -208,6 +218,7 @@ def prepare_data(
     held_out = PairDataset.in_memory(pairs.held_out, tokenizer, config.max_length)
     metadata = metadata or fill_store(store, pairs, drawn, tokenizer, config.max_length)
     train = PairDataset.on_disk(store, tokenizer)
+    warn_of_unknown(held_out, tokenizer.token_to_id(UNK))
     warn_of_pairs(config, metadata, len(train), len(pairs.held_out) - len(held_out))
     return Data(tokenizer, pairs, train, held_out, key)
 
@@ -226,6 +237,7 @@ def cache_key(
         "columns": [config.source_column, config.target_column],
         "held_out": held_out,
         "splitting": SPLITTING,
+        "tokenizing": TOKENIZING,
         "vocabulary": vocabulary,
         "max_length": config.max_length,
     }

@@ -1,54 +1,123 @@
 """The tokenizers: learn one from a text, load it, and turn its token ids back into text."""
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import BpeTrainer, WordLevelTrainer
 
 EOS, UNK, PAD = "</s>", "<unk>", "<pad>"  # MarianMT's names; the first two ids and the last one
-SPACE = "▁"  # stands for the space before a word, so that joining tokens gives back the text
-SPACES, MARK = r"\s+", rf"[^\w{SPACE}'’-]"
-PATTERNS = {SPACES, MARK}  # all regular expressions in these tokenizers
+# A word has the space before it as its first character, whatever stands there; a word that follows without a space,
+# as in "(so", has the token CLOSE_UP before it, and a mark behind a space the token SPACE.
+SPACE, CLOSE_UP = "▁", "⁐"
+STAND_INS = {SPACE: "\ufdd0", CLOSE_UP: "\ufdd1"}  # for these signs within a text: Unicode never assigns them
+INVISIBLE = "[\u00ad\u200b]"  # where a line may break
+SPACES = r"\s+"
+LETTER = r"[\w&&[^\p{Han}]]"  # or digit, or combining mark; each ideograph is a token, as in BERT
+JOINT = "['’\u200c\u200d-]"  # belongs to a word between two letters
+MARK = rf"\p{{Han}}\p{{M}}*|(?<!{LETTER}){JOINT}|{JOINT}(?!{LETTER})|[^\w{SPACE}'’\u200c\u200d-]"
+# between a mark or an ideograph and a word
+GLUED = rf"(?<=[^\w\s'’\u200c\u200d-])(?={LETTER})|(?<=\p{{Han}})(?!\p{{M}})(?={LETTER})"
+GLUED += rf"|(?<=^{JOINT})(?={LETTER})|(?<=[[^\w]\p{{Han}}]{JOINT})(?={LETTER})"
+CLOSED_UP = rf"(?<={CLOSE_UP})(?={LETTER})"
+OLD_MARK = rf"[^\w{SPACE}'’-]"  # of models from before words were the same behind every mark
+PATTERNS = {SPACES, INVISIBLE, MARK, GLUED, CLOSED_UP, OLD_MARK}  # all regular expressions in these tokenizers
+TOKENIZING = 2  # goes up when another version makes other tokens of a text
 LONG_WORD = re.compile(r"\S{1000}")  # the time to learn subwords from one word grows with its square
+# Subwords that are rare teach nothing, and those of a small text soon are whole sentences
+MIN_FREQUENCY, CHARACTERS_PER_SUBWORD, MAX_SUBWORDS = 10, 400, 8_000
 
 
-def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int | None) -> Tokenizer:
     """Learn a vocabulary of at most vocab_size entries: </s> and <unk> first, <pad> last.
 
     kind "word": words and punctuation marks are tokens, rare ones are <unk>.
-    kind "bpe": byte pair encoding over bytes (Sennrich et al. 2016; Radford et al. 2019), never <unk>.
-    Decoding gives back the text except for repeated spaces.
+    kind "bpe": byte pair encoding over bytes (Sennrich et al. 2016; Radford et al. 2019), never <unk>. Without
+    vocab_size, the text decides: one subword for CHARACTERS_PER_SUBWORD characters, none that is rare.
+    Decoding gives back the text except for repeated spaces, and, from words, soft hyphens and zero-width spaces.
     """
+    parts = [normalizers.NFC(), normalizers.Replace(Regex(SPACES), " "), normalizers.Strip()]
     if kind == "word":
-        tokenizer = Tokenizer(models.WordLevel(unk_token=UNK))
-        words = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always")
-        marks = pre_tokenizers.Split(Regex(MARK), behavior="isolated")
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, marks])
-        tokenizer.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme="always")
+        tokenizer = word_tokenizer(parts)
         trainer = WordLevelTrainer(vocab_size=vocab_size - 1, special_tokens=[EOS, UNK], show_progress=False)
+        tokenizer.train_from_iterator(texts, trainer)
+        if tokenizer.token_to_id(CLOSE_UP) is None:  # the text has no such word: in another it is as any word
+            tokenizer.normalizer = word_normalizer(parts, closed_up=False)
     else:
-        texts = (LONG_WORD.sub(r"\g<0> ", text) for text in texts)
         tokenizer = Tokenizer(models.BPE(unk_token=UNK))
+        tokenizer.normalizer = normalizers.Sequence(parts)
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-        tokenizer.decoder = decoders.ByteLevel()
-        trainer = BpeTrainer(
-            vocab_size=vocab_size - 1,
-            special_tokens=[EOS, UNK],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(SPACES), " "), normalizers.Strip()]
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+        tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+        train_subwords(tokenizer, texts, vocab_size and vocab_size - 1, [EOS, UNK])
     tokenizer.add_special_tokens([PAD])
     tokenizer.encode_special_tokens = True  # "</s>" in a text is text
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {EOS}", special_tokens=[(EOS, tokenizer.token_to_id(EOS))]
     )
     return tokenizer
+
+
+def word_tokenizer(parts: list[normalizers.Normalizer]) -> Tokenizer:
+    """Return a tokenizer of words and punctuation marks, without a vocabulary. parts: its first normalizers."""
+    tokenizer = Tokenizer(models.WordLevel(unk_token=UNK))
+    tokenizer.normalizer = word_normalizer(parts, closed_up=True)
+    words = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always")
+    marks = pre_tokenizers.Split(Regex(MARK), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, marks])
+    spaces = {CLOSE_UP + SPACE: "", CLOSE_UP: "", SPACE: " "}
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Fuse(),
+            *(decoders.Replace(sign, text) for sign, text in spaces.items()),
+            decoders.Strip(" ", 1, 0),
+            *(decoders.Replace(stand_in, sign) for sign, stand_in in STAND_INS.items()),
+        ]
+    )
+    return tokenizer
+
+
+def word_normalizer(parts: list[normalizers.Normalizer], closed_up: bool) -> normalizers.Normalizer:
+    """Return the normalizer of words: parts, then the sign SPACE before a word that has no space before it, and, if
+    closed_up, CLOSE_UP before that."""
+    signs = [normalizers.Replace(Regex(GLUED), CLOSE_UP), normalizers.Replace(Regex(CLOSED_UP), SPACE)]
+    return normalizers.Sequence(
+        [
+            normalizers.Replace(Regex(INVISIBLE), ""),
+            *parts,
+            *(normalizers.Replace(sign, stand_in) for sign, stand_in in STAND_INS.items()),
+            *(signs if closed_up else [normalizers.Replace(Regex(GLUED), SPACE)]),
+        ]
+    )
+
+
+def train_subwords(tokenizer: Tokenizer, texts: Iterable[str], vocab_size: int | None, special: list[str]) -> None:
+    """Learn the merges of byte pair encoding. vocab_size None: the text decides how many."""
+    n_characters = 0
+
+    def pieces() -> Iterator[str]:
+        nonlocal n_characters
+        for text in texts:
+            n_characters += len(text)
+            yield LONG_WORD.sub(r"\g<0> ", text)
+
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = BpeTrainer(
+        vocab_size=vocab_size or MAX_SUBWORDS,
+        min_frequency=0 if vocab_size else MIN_FREQUENCY,
+        special_tokens=special,
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(pieces(), trainer)
+    if vocab_size is None:  # the first merges are those that a smaller vocabulary would have
+        model = json.loads(tokenizer.to_str())["model"]
+        n_merges = n_characters // CHARACTERS_PER_SUBWORD
+        size = len(special) + len(alphabet) + n_merges
+        vocabulary = {token: i for token, i in model["vocab"].items() if i < size}
+        merges = [tuple(merge) for merge in model["merges"][:n_merges]]
+        tokenizer.model = models.BPE(vocabulary, merges, unk_token=UNK)
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -62,5 +131,5 @@ def to_text(tokenizer: Tokenizer, ids: list[int]) -> str:
     """Turn token ids, without start and </s>, into one line of text. A token outside the vocabulary becomes <unk>,
     and control characters, which a terminal would obey, are replaced."""
     text = tokenizer.decode(ids, skip_special_tokens=False)
-    text = re.sub(r"\s+", " ", re.sub(rf"(?<=[\w>]){UNK}", f" {UNK}", text)).strip()
+    text = re.sub(r"\s+", " ", re.sub(rf"(?<=\S){UNK}", f" {UNK}", text)).strip()
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\ufffd", text)
