@@ -11,13 +11,15 @@ to standard output alone.
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from mlm import MaskFiller
 from mlm.common.command_line import Parser, describe, run_script
 from mlm.common.errors import InputError, one_line
 from mlm.common.lines import numbered_lines
+from mlm.common.standard_input import always, typed_lines, watch
 from mlm.filler import TOP_K, TOP_K_RANGE, Sentence
 from mlm.tokenizer import MASK
 
@@ -57,40 +59,27 @@ def show(result: dict) -> None:
     else:
         print(f"{result['input']}\n  pseudo-perplexity {result['pseudo_perplexity']:.2f}")
         for token in result["tokens"]:
-            print(f"  {token['surprisal']:7.3f}  {token['token']}")
+            surprisal = "—" if token["surprisal"] is None else f"{token['surprisal']:.3f}"
+            print(f"  {surprisal:>7}  {token['token']}")
 
 
-def read_interactively() -> Iterator[str]:
-    """Yield what a person types at the prompt, until an empty line or the end of input."""
-    print(f"Type a sentence with {MASK}; an empty line ends.", file=sys.stderr)
-    while True:
-        try:
-            sentence = input("> " if sys.stdout.isatty() else "").strip()
-        except EOFError:
-            return
-        if not sentence:
-            return
-        yield sentence
-
-
-def given_sentences(args: argparse.Namespace) -> Iterator[Sentence]:
-    """Yield the arguments or, without any, the lines of standard input that are not blank."""
-    if args.sentences:
-        for i, text in enumerate(args.sentences, start=1):
-            yield Sentence(text, f"sentence {i}")
-    else:
-        for number, line in numbered_lines(sys.stdin.buffer, "standard input"):
-            if line := line.strip():
-                yield Sentence(line, f"standard input, line {number}")
+def read_sentences(stream: BinaryIO) -> Iterator[Sentence]:
+    """Yield the lines of standard input that are not blank."""
+    for number, line in numbered_lines(stream, "standard input"):
+        if line := line.strip():
+            yield Sentence(line, f"standard input, line {number}")
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     filler = MaskFiller.load(args.model, args.device)
 
-    def answer(sentences: Iterable[Sentence]) -> int:
+    def answer(sentences: Iterable[Sentence], has_next: Callable[[], bool] = always) -> int:
         """Print the answers to sentences, and return their number."""
-        results = filler.score_each(sentences) if args.score else filler.fill_each(sentences, args.top_k or TOP_K)
+        if args.score:
+            results = filler.score_each(sentences, has_next)
+        else:
+            results = filler.fill_each(sentences, args.top_k or TOP_K, has_next)
         answered = 0
         for result in results:
             answered += 1
@@ -98,16 +87,21 @@ def main(argv: list[str] | None = None) -> None:
                 print(json.dumps(result, ensure_ascii=False))
             else:
                 show(result)
+            sys.stdout.flush()  # a program may be waiting for it
         return answered
 
-    if not args.sentences and sys.stdin.isatty():
-        for text in read_interactively():
+    if args.sentences:
+        answer(Sentence(text, f"sentence {i}") for i, text in enumerate(args.sentences, start=1))
+    elif sys.stdin.isatty():
+        for text in typed_lines(f"Type a sentence with {MASK}; an empty line ends."):
             try:
                 answer([Sentence(text, "what you typed")])
             except InputError as error:
                 print(one_line(describe(error)), file=sys.stderr)
-    elif not answer(given_sentences(args)):
-        raise InputError("no sentence given; pass one as an argument or on standard input")
+    else:
+        stream, has_line = watch(sys.stdin.buffer)
+        if not answer(read_sentences(stream), has_line):
+            raise InputError("no sentence given; pass one as an argument or on standard input")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from .common.errors import InputError, naming
 from .common.lines import normalize, numbered_lines
 from .common.tfidf import Lookup
 from .filling import Query, predict
-from .tokenizer import WORD, SpecialIds
+from .tokenizer import WORD, SpecialIds, text_alone
 
 MAX_COMPARED = 100_000  # sentences among which the baseline looks
 HEADER = ["sentence", "key", "kind"]
@@ -82,7 +82,8 @@ class EncodedCloze:
 
 def encode_clozes(clozes: Sequence[Cloze], tokenizer: Tokenizer, max_length: int) -> list[EncodedCloze]:
     """Encode cloze tests for a model that takes max_length tokens."""
-    encodings = tokenizer.encode_batch([cloze.sentence for cloze in clozes])
+    with text_alone(tokenizer):
+        encodings = tokenizer.encode_batch([cloze.sentence for cloze in clozes])
     mask = SpecialIds.of(tokenizer).mask
     return [encode_cloze(cloze, encoding, mask, max_length) for cloze, encoding in zip(clozes, encodings, strict=True)]
 

@@ -13,7 +13,7 @@ from .common.fast_cpu import best_precision
 
 FOLDER = Path(__file__).parents[1]  # where the scripts, data/ and results/ are
 DEFAULT_EPOCHS = 180
-VOCAB_SIZES = {"word": 30_000, "bpe": 8_000}
+VOCAB_SIZES = {"word": 30_000, "bpe": None}  # None: the text decides
 SMALL_BATCH, LARGE_BATCH = 1024, 4096
 LEARNING_RATE = 3e-3
 INIT_LEARNING_RATE = 5e-5  # changes trained weights gently (Devlin et al. 2018, appendix A.3)
@@ -44,7 +44,8 @@ class TrainConfig:
     tokenizer: str | None = flag(None, "what a token is (default: word)", choices=tuple(VOCAB_SIZES))
     vocab_size: int | None = flag(
         None,
-        "the most tokens in the vocabulary (default: 30,000 words, 8,000 subwords; at least 300 subwords)",
+        "the most tokens in the vocabulary (default: 30,000 words, or a subword for 400 "
+        "characters, up to 8,000; at least 300 subwords)",
         type=int_in(10, 1_000_000),
     )
     d_model: int | None = flag(None, f"the width (default: {SIZES['d_model']})", type=int_in(1, 65_536))
@@ -110,8 +111,8 @@ class TrainConfig:
         return EncoderConfig(vocab_size, max_length=self.max_length, pad_id=pad_id, **sizes)
 
     @property
-    def vocabulary(self) -> tuple[str, int]:
-        """The kind and the size of a new vocabulary."""
+    def vocabulary(self) -> tuple[str, int | None]:
+        """The kind and the size of a new vocabulary; None: the text decides."""
         kind = self.tokenizer or "word"
         return kind, self.vocab_size or VOCAB_SIZES[kind]
 

@@ -24,8 +24,10 @@ from .common.lines import check_rereadable, chunks
 from .common.token_store import Sequences, SequenceWriter, TokenStore, concatenate, open_sequences
 from .config import TrainConfig
 from .text import SPLITTING, TextFile, TextSource, draw_held_out_sentences, read_all
-from .tokenizer import SpecialIds, train_tokenizer
+from .tokenizer import TOKENIZING, UNK, SpecialIds, text_alone, train_tokenizer
 
+MAX_UNKNOWN = 0.05  # of the held-out tokens, without a warning
+REMEDY = "with subwords (tokenizer bpe) none is"
 EVALUATED = 1000  # windows of which tokens are hidden at a time, for evaluation
 
 
@@ -46,7 +48,9 @@ def windows(sentences: list[str], tokenizer: Tokenizer, max_length: int) -> Wind
     special, room = SpecialIds.of(tokenizer), max_length - 2
     never_hidden = set(special.all)
     ids, lengths, n_left_out = [], [], 0
-    for encoding in tokenizer.encode_batch_fast(sentences, add_special_tokens=False):
+    with text_alone(tokenizer):
+        encodings = tokenizer.encode_batch_fast(sentences, add_special_tokens=False)
+    for encoding in encodings:
         tokens = encoding.ids
         n_windows = max(1, -(-len(tokens) // room))
         size, n_longer = divmod(len(tokens), n_windows)  # the first n_longer windows have a token more
@@ -73,6 +77,17 @@ def warn_of_left_out(n_kept: int, n_left_out: int, sentences: Iterable[str]) -> 
         )
     if n_left_out:
         warn(f"left out {n_left_out} of {n_kept + n_left_out} passages, in which the tokenizer knows no word")
+
+
+def warn_of_unknown(held_out: Sequence[str], tokenizer: Tokenizer) -> None:
+    """Warn if many tokens of held-out text are unknown: nothing is predicted there, so no figure shows it."""
+    unknown, n_tokens, unk = 0, 0, tokenizer.token_to_id(UNK)
+    for some in chunks(held_out):
+        with text_alone(tokenizer):
+            found = [encoding.ids for encoding in tokenizer.encode_batch_fast(some, add_special_tokens=False)]
+        unknown, n_tokens = unknown + sum(ids.count(unk) for ids in found), n_tokens + sum(map(len, found))
+    if unknown > MAX_UNKNOWN * n_tokens:
+        warn(f"{unknown / n_tokens:.0%} of the held-out tokens are unknown, and left out of all figures; {REMEDY}")
 
 
 class MLMDataset:
@@ -224,6 +239,7 @@ def prepare_data(
     metadata = metadata or fill_store(store, text, drawn, tokenizer, config.max_length)
     if held_out_path and metadata.n_left_out:
         warn(f"left {metadata.n_left_out} sentences out of training, as they are in {held_out_path}")
+    warn_of_unknown(text.held_out, tokenizer)
     train = MLMDataset.on_disk(store, tokenizer)
     return Data(tokenizer, text, metadata.n_sentences, train, held_out, *tests, key)
 
@@ -236,6 +252,7 @@ def cache_key(config: TrainConfig, files: list[TextFile], tokenizer: Tokenizer |
         "files": [file.fingerprint["sha256"] for file in files],
         "held_out": held_out,
         "splitting": SPLITTING,
+        "tokenizing": TOKENIZING,
         "vocabulary": fingerprint(config.init / "tokenizer.json")["sha256"] if tokenizer else list(config.vocabulary),
         "max_length": config.max_length,
     }

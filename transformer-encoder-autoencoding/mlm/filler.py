@@ -17,15 +17,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from encoder import MaskedLanguageModel
 
 from . import bert
 from .common.command_line import int_in, pick_device
 from .common.errors import InputError, naming, warn
+from .common.standard_input import always
+from .common.token_text import continues_word, show_token
 from .filling import fill, score
-from .tokenizer import MASK, UNK, SpecialIds
+from .tokenizer import MASK, SPECIAL_TOKENS, UNK, SpecialIds
 
 TOP_K, TOP_K_RANGE = 5, int_in(1)
 FILL_CHUNK, SCORE_CHUNK = 512, 64  # sentences that are read, and answered, at a time
@@ -70,46 +72,63 @@ class MaskFiller:
         found = list(self.score_each(numbered(sentences)))
         return found[0] if isinstance(sentences, str) else found
 
-    def fill_each(self, sentences: Iterable[Sentence], top_k: int = TOP_K) -> Iterator[dict]:
-        """Fill a stream of sentences of any length.
+    def fill_each(
+        self, sentences: Iterable[Sentence], top_k: int = TOP_K, has_next: Callable[[], bool] = always
+    ) -> Iterator[dict]:
+        """Fill a stream of sentences of any length. If has_next() says that the next one has to be waited for, those
+        before it are answered first.
 
         Yield for each {"input": the sentence, "filled": the sentence with the likeliest token at every [MASK],
         "masks": what __call__ returns}. If a sentence is refused, those before it are answered first.
         """
         if not TOP_K_RANGE.contains(top_k):
             raise InputError(f"top_k {TOP_K_RANGE}, not {top_k!r}", "top_k")
-        for texts, ids in self.read(sentences, self.check_masks, FILL_CHUNK):
-            found = fill(ids, self.model, self.tokenizer, top_k, self.device)
+        for texts, found in self.read(sentences, self.check_masks, FILL_CHUNK, has_next):
+            found = fill([one.ids for one in found], self.model, self.tokenizer, top_k, self.device)
             for text, masks in zip(texts, found, strict=True):
-                first, *pieces = text.split(MASK)
-                filled = first + "".join(best[0]["token"] + piece for best, piece in zip(masks, pieces, strict=True))
-                yield {"input": text, "filled": filled, "masks": masks}
+                filled = self.insert(text, [best[0][0] for best in masks])
+                yield {"input": text, "filled": filled, "masks": [self.show(best) for best in masks]}
 
-    def score_each(self, sentences: Iterable[Sentence]) -> Iterator[dict]:
-        """Score a stream of sentences of any length, by the probability of each token given all the others.
+    def show(self, candidates: list[tuple[int, float]]) -> list[dict]:
+        """Return tokens and their probabilities for a person to read."""
+        return [{"token": show_token(self.tokenizer, token), "probability": p} for token, p in candidates]
+
+    def insert(self, text: str, tokens: list[int]) -> str:
+        """Return a text with a token in place of every [MASK]; one that continues a word loses the space before it."""
+        first, *pieces = text.split(MASK)
+        for token, piece in zip(tokens, pieces, strict=True):
+            if continues_word(self.tokenizer, token):
+                first = first.rstrip()
+            first += show_token(self.tokenizer, token).removeprefix("##") + piece
+        return first
+
+    def score_each(self, sentences: Iterable[Sentence], has_next: Callable[[], bool] = always) -> Iterator[dict]:
+        """Score a stream of sentences of any length, by the probability of each token given all the others. has_next:
+        as for fill_each.
 
             pseudo-perplexity = exp(-1/n sum_t log p(token_t | all the others))      (Salazar et al. 2020)
 
         Yield for each {"input": the sentence, "pseudo_perplexity": float, "tokens": [{"token": str, "surprisal":
-        -log p in nats}, ...]}. If a sentence is refused, those before it are answered first.
+        -log p in nats, or None if it is unknown}, ...]}. If a sentence is refused, those before it are answered first.
         """
-        for texts, ids in self.read(sentences, self.check_no_mask, SCORE_CHUNK):
-            for text, tokens in zip(texts, score(ids, self.model, self.tokenizer, self.device), strict=True):
-                mean = sum(token["surprisal"] for token in tokens) / len(tokens)
+        for texts, found in self.read(sentences, self.check_scorable, SCORE_CHUNK, has_next):
+            for text, tokens in zip(texts, score(found, self.model, self.tokenizer, self.device), strict=True):
+                surprisals = [token["surprisal"] for token in tokens if token["surprisal"] is not None]
+                mean = sum(surprisals) / len(surprisals)
                 yield {"input": text, "pseudo_perplexity": math.exp(min(700.0, mean)), "tokens": tokens}
 
     def read(
-        self, sentences: Iterable[Sentence], check: Check, size: int
-    ) -> Iterator[tuple[tuple[str, ...], tuple[list[int], ...]]]:
-        """Yield the texts and the ids of at most `size` sentences at a time. One warning, at the end, names the words
-        that the model does not know."""
+        self, sentences: Iterable[Sentence], check: Check, size: int, has_next: Callable[[], bool]
+    ) -> Iterator[tuple[tuple[str, ...], tuple[Encoding, ...]]]:
+        """Yield the texts and the encodings of at most `size` sentences at a time. One warning, at the end, names the
+        words that the model does not know."""
         with collect_unknown_words() as unknown:
             encoded = ((sentence.text, self.encode(sentence, unknown, check)) for sentence in sentences)
-            for chunk in chunks(encoded, size):
+            for chunk in chunks(encoded, size, has_next):
                 yield tuple(zip(*chunk, strict=True))
 
-    def encode(self, sentence: Sentence, unknown: dict[str, None], check: Check | None = None) -> list[int]:
-        """Return the ids of a sentence, and add the words that the model does not know to unknown."""
+    def encode(self, sentence: Sentence, unknown: dict[str, None], check: Check | None = None) -> Encoding:
+        """Return the encoding of a sentence, and add the words that the model does not know to unknown."""
         with naming(sentence.place):
             try:
                 sentence.text.encode()
@@ -118,6 +137,8 @@ class MaskFiller:
             encoding, special, limit = self.tokenizer.encode(sentence.text), self.special, self.model.config.max_length
             if set(encoding.ids) <= {special.cls, special.sep, special.pad}:
                 raise InputError("the sentence is empty; give one with words")
+            if typed := [token for token in SPECIAL_TOKENS if token != MASK and token in sentence.text]:
+                raise InputError(f"has {typed[0]}, which is a token of the model's own; leave it out")
             if len(encoding) > limit:
                 raise InputError(f"the sentence has {len(encoding)} tokens, the model takes {limit}; shorten it")
             if check:
@@ -126,7 +147,7 @@ class MaskFiller:
             spans = zip(encoding.offsets, encoding.ids, strict=True)
             words = [sentence.text[start:end] for (start, end), token in spans if token == special.unk]
             unknown |= {word if len(word) < 40 else f"{word[:39]}…": None for word in words}
-        return encoding.ids
+        return encoding
 
     def check_masks(self, text: str, ids: list[int]) -> None:
         """Refuse a sentence that cannot be filled."""
@@ -137,10 +158,12 @@ class MaskFiller:
         if seen != text.count(MASK):
             raise InputError(f"has {text.count(MASK)} {MASK}, but the tokenizer sees {seen}; put spaces around them")
 
-    def check_no_mask(self, _: str, ids: list[int]) -> None:
+    def check_scorable(self, _: str, ids: list[int]) -> None:
         """Refuse a sentence that cannot be scored."""
         if self.special.mask in ids:
             raise InputError(f"contains {MASK}, which is not a word to score; fill it instead")
+        if set(ids) <= set(self.special.all):
+            raise InputError("the model knows none of its words, so there is nothing to score")
 
 
 def numbered(sentences: str | Iterable[str]) -> Iterator[Sentence]:
@@ -149,13 +172,14 @@ def numbered(sentences: str | Iterable[str]) -> Iterator[Sentence]:
         yield Sentence(text, f"sentence {i}")
 
 
-def chunks(items: Iterable[Any], size: int) -> Iterator[list]:
-    """Yield lists of `size` items, the last one shorter; if an item is refused, those before it come first."""
+def chunks(items: Iterable[Any], size: int, has_next: Callable[[], bool]) -> Iterator[list]:
+    """Yield lists of `size` items, the last one shorter, as is one whose next item has to be waited for; if an item is
+    refused, those before it come first."""
     chunk = []
     try:
         for item in items:
             chunk.append(item)
-            if len(chunk) == size:
+            if len(chunk) == size or not has_next():
                 yield chunk
                 chunk = []
     except InputError:

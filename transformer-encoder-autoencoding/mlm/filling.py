@@ -1,14 +1,13 @@
 """Predict hidden tokens: the [MASK]s of sentences, or every token of a sentence in turn. Sentences are token ids
 here; filler.py makes them from text."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -16,6 +15,7 @@ from encoder import MaskedLanguageModel
 
 from .common.batching import batch_bounds
 from .common.errors import InputError
+from .common.token_text import show_token
 from .tokenizer import SpecialIds
 
 BATCH_TOKENS = 4096  # in one forward pass, padding included
@@ -58,19 +58,17 @@ def collate(queries: Sequence[Query], pad_id: int) -> tuple[Tensor, Tensor]:
     return ids, hidden
 
 
-def hide_each(ids: list[int], special: SpecialIds) -> list[Query]:
-    """Return a query for every token of a sentence but [CLS] and [SEP]: the sentence with that token hidden."""
-    return [
-        Query([*ids[:i], special.mask, *ids[i + 1 :]], [i])
-        for i, token in enumerate(ids)
-        if token not in (special.cls, special.sep)
-    ]
-
-
-def to_word(tokenizer: Tokenizer, token_id: int) -> str:
-    """Return one token as it reads in a sentence, control characters replaced."""
-    text = tokenizer.decode([token_id], skip_special_tokens=False).strip()
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\ufffd", text)
+def hide_each(ids: list[int], special: SpecialIds, words: Sequence[int | None] = ()) -> list[Query]:
+    """Return a query for every token of a sentence but [CLS] and [SEP]: the sentence with that token hidden. words:
+    the word that each token is of; the later tokens of the word are hidden as well."""
+    queries = []
+    for i, token in enumerate(ids):
+        if token not in (special.cls, special.sep):
+            end = i + 1
+            while end < len(words) and words[end] == words[i]:
+                end += 1
+            queries.append(Query([*ids[:i], *[special.mask] * (end - i), *ids[end:]], [i]))
+    return queries
 
 
 def ids_without_token(tokenizer: Tokenizer, model: MaskedLanguageModel) -> list[int]:
@@ -93,39 +91,38 @@ def fill(
     tokenizer: Tokenizer,
     top_k: int,
     device: torch.device,
-) -> list[list[list[dict]]]:
+) -> list[list[list[tuple[int, float]]]]:
     """Predict every [MASK], given its sentence with all the [MASK]s in it.
 
-    Return for each sentence, and each [MASK] in it, the top_k likeliest tokens, the likeliest first:
-    {"token": str, "probability": float}.
+    Return for each sentence, and each [MASK] in it, the top_k likeliest tokens with their probabilities, the likeliest
+    first.
     """
     special = SpecialIds.of(tokenizer)
     queries = [Query(ids, [i for i, token in enumerate(ids) if token == special.mask]) for ids in sentences]
     absent = ids_without_token(tokenizer, model)
-    candidates: list[list[list[dict]]] = [[] for _ in sentences]
+    candidates: list[list[list[tuple[int, float]]]] = [[] for _ in sentences]
     for i, log_probs in predict(queries, model, special, device):
-        candidates[i] = [
-            [{"token": to_word(tokenizer, t), "probability": p} for t, p in found]
-            for found in likeliest(log_probs, top_k, absent)
-        ]
+        candidates[i] = likeliest(log_probs, top_k, absent)
     return candidates
 
 
 def score(
-    sentences: Sequence[list[int]], model: MaskedLanguageModel, tokenizer: Tokenizer, device: torch.device
+    sentences: Sequence[Encoding], model: MaskedLanguageModel, tokenizer: Tokenizer, device: torch.device
 ) -> list[list[dict]]:
-    """Hide one token after the other, and measure how likely it was (Salazar et al. 2020, section 2).
+    """Hide one token after the other, and measure how likely it was (Salazar et al. 2020, section 2). The later tokens
+    of its word are hidden too, as they give it away (Kauf and Ivanova 2023, "PLL-word-l2r").
 
-    Return for each sentence, and each token in it but [CLS] and [SEP],
-    {"token": str, "surprisal": -log p(token | all the others) in nats}.
+    Return for each sentence, and each token in it but [CLS] and [SEP], {"token": str, "surprisal": -log p(token | all
+    that is not hidden) in nats}; of an unknown word, [UNK], the surprisal is None: it was never a label in training.
     """
     special = SpecialIds.of(tokenizer)
-    hidden = [(i, query) for i, ids in enumerate(sentences) for query in hide_each(ids, special)]
-    targets = [sentences[i][query.positions[0]] for i, query in hidden]
-    surprisals = [0.0] * len(hidden)
-    for q, log_probs in predict([query for _, query in hidden], model, special, device):
-        surprisals[q] = -log_probs[0, targets[q]].item()
+    hidden = [(i, query) for i, one in enumerate(sentences) for query in hide_each(one.ids, special, one.word_ids)]
+    targets = [sentences[i].ids[query.positions[0]] for i, query in hidden]
+    known = [i for i, token in enumerate(targets) if token != special.unk]
+    surprisals: list[float | None] = [None] * len(hidden)
+    for q, log_probs in predict([hidden[i][1] for i in known], model, special, device):
+        surprisals[known[q]] = -log_probs[0, targets[known[q]]].item()
     scores: list[list[dict]] = [[] for _ in sentences]
     for (i, _), token, surprisal in zip(hidden, targets, surprisals, strict=True):
-        scores[i].append({"token": to_word(tokenizer, token), "surprisal": surprisal})
+        scores[i].append({"token": show_token(tokenizer, token), "surprisal": surprisal})
     return scores

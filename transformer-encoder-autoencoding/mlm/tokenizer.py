@@ -1,7 +1,9 @@
 """The tokenizers: learn one from a text, and know its special tokens."""
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -10,42 +12,94 @@ from tokenizers.trainers import BpeTrainer, WordLevelTrainer
 from .common.errors import InputError
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # BERT's names
-WORD = r"\w+(?:[-'’]\w+)*"  # letters, marks and digits, hyphens and apostrophes inside: one word
+LETTER = r"[\w&&[^\p{Han}]]"  # or digit, or combining mark
+# letters with hyphens, apostrophes and U+200C and U+200D between them; each ideograph is a word, as in BERT
+WORD = rf"{LETTER}+(?:[-'’\u200c\u200d]{LETTER}+)*|\p{{Han}}\p{{M}}*"
 TOKEN = WORD + r"|[^\w\s]"  # a word, or a punctuation mark
-PATTERNS = {TOKEN}  # all regular expressions in these tokenizers
+RUN = rf" ?(?:{WORD}|[^\w\s]+)| "  # what subwords are parts of, the space before it included
+INVISIBLE, SPACES = "[\u00ad\u200b]", r"\s+"  # where a line may break; white space
+OLD_TOKEN = r"\w+(?:[-'’]\w+)*|[^\w\s]"  # of models from before ideographs were words
+PATTERNS = {TOKEN, RUN, INVISIBLE, SPACES, OLD_TOKEN}  # all regular expressions in these tokenizers
+TOKENIZING = 2  # goes up when another version makes other tokens of a text
 LONG_WORD = re.compile(r"\S{1000}")  # the time to learn subwords from one word grows with its square
+# Subwords that are rare teach nothing, and those of a small text soon are whole sentences
+MIN_FREQUENCY, CHARACTERS_PER_SUBWORD, MAX_SUBWORDS = 10, 400, 8_000
 
 
-def train_tokenizer(sentences: Iterable[str], kind: str, vocab_size: int) -> Tokenizer:
+def train_tokenizer(sentences: Iterable[str], kind: str, vocab_size: int | None) -> Tokenizer:
     """Learn a vocabulary of at most vocab_size entries, the five special tokens first.
 
     kind "word": words and punctuation marks are tokens, rare ones are [UNK].
-    kind "bpe": byte pair encoding over bytes (Sennrich et al. 2016; Radford et al. 2019), never [UNK].
+    kind "bpe": byte pair encoding over bytes (Sennrich et al. 2016; Radford et al. 2019), never [UNK]. Without
+    vocab_size, the text decides: one subword for CHARACTERS_PER_SUBWORD characters, none that is rare.
+    Replacing any word by [MASK] changes no other id.
     """
     if kind == "word":
         tokenizer = Tokenizer(models.WordLevel(unk_token=UNK))
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(Regex(INVISIBLE), ""), normalizers.NFC()])
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(TOKEN), behavior="removed", invert=True)
         trainer = WordLevelTrainer(vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, show_progress=False)
+        tokenizer.train_from_iterator(sentences, trainer)
     else:
-        sentences = (LONG_WORD.sub(r"\g<0> ", sentence) for sentence in sentences)
         tokenizer = Tokenizer(models.BPE(unk_token=UNK))
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-        tokenizer.decoder = decoders.ByteLevel()
-        trainer = BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=SPECIAL_TOKENS,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), normalizers.Replace(Regex(SPACES), " "), normalizers.Strip(left=False)]
         )
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.train_from_iterator(sentences, trainer)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                # the first word gets a space too, but not what stands behind a [MASK]
+                pre_tokenizers.Metaspace(replacement=" ", prepend_scheme="first", split=False),
+                pre_tokenizers.Split(Regex(RUN), behavior="isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+        train_subwords(tokenizer, sentences, vocab_size)
     cls_id, sep_id = tokenizer.token_to_id(CLS), tokenizer.token_to_id(SEP)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{CLS} $A {SEP}", special_tokens=[(CLS, cls_id), (SEP, sep_id)]
+        single=f"{CLS} $A {SEP}", pair=f"{CLS} $A {SEP} $B {SEP}", special_tokens=[(CLS, cls_id), (SEP, sep_id)]
     )
     # [MASK] takes the space before it, so that the word after it looks as it would after any word
     tokenizer.add_special_tokens([AddedToken(MASK, lstrip=True, special=True)])
     return tokenizer
+
+
+def train_subwords(tokenizer: Tokenizer, sentences: Iterable[str], vocab_size: int | None) -> None:
+    """Learn the merges of byte pair encoding. vocab_size None: the text decides how many."""
+    n_characters = 0
+
+    def pieces() -> Iterator[str]:
+        nonlocal n_characters
+        for sentence in sentences:
+            n_characters += len(sentence)
+            yield LONG_WORD.sub(r"\g<0> ", sentence)
+
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = BpeTrainer(
+        vocab_size=vocab_size or MAX_SUBWORDS,
+        min_frequency=0 if vocab_size else MIN_FREQUENCY,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(pieces(), trainer)
+    if vocab_size is None:  # the first merges are those that a smaller vocabulary would have
+        model = json.loads(tokenizer.to_str())["model"]
+        n_merges = n_characters // CHARACTERS_PER_SUBWORD
+        size = len(SPECIAL_TOKENS) + len(alphabet) + n_merges
+        vocabulary = {token: i for token, i in model["vocab"].items() if i < size}
+        merges = [tuple(merge) for merge in model["merges"][:n_merges]]
+        tokenizer.model = models.BPE(vocabulary, merges, unk_token=UNK)
+
+
+@contextmanager
+def text_alone(tokenizer: Tokenizer) -> Iterator[None]:
+    """Within the block, let the tokenizer take names of special tokens, such as [PAD], for text."""
+    tokenizer.encode_special_tokens = True
+    try:
+        yield
+    finally:
+        tokenizer.encode_special_tokens = False
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer, decoders, models
 
 from mlm import MaskFiller, filling
 from mlm.cloze import Cloze, answer, encode_clozes
 from mlm.filling import Query, predict
-from mlm.tokenizer import MASK, SpecialIds
+from mlm.tokenizer import MASK, SPECIAL_TOKENS, SpecialIds
 
 CPU = torch.device("cpu")
 NUMBERS_OF_BATCH_TOKENS = [1, 30, 4096]  # a sentence at a time, a few, all
@@ -68,15 +69,15 @@ def test_candidates_for_the_whole_vocabulary_add_up_to_one(filler):
 def test_surprisal_is_that_of_each_token_hidden_alone(filler):
     """An encoder sees both sides, so the probability of a sentence is not the product of its words' probabilities, as
     a decoder's is. Pseudo-perplexity (Salazar et al. 2020) hides one token after the other instead, each given all
-    the others: exp of their mean surprisal. An unknown word is scored as [UNK]."""
+    the others: exp of their mean surprisal. Unknown words were never labels in training, so they have no score."""
     sentence = "the dog chases the zebra ."
     result = filler.score(sentence)
     ids = filler.tokenizer.encode(sentence).ids
     expected = []
-    for position in range(1, len(ids) - 1):  # without [CLS] and [SEP]
+    for position in range(1, 5):  # without [CLS], the unknown words and [SEP]
         logits = logits_by_hand(filler.model, filler.tokenizer, sentence, hidden=position)
         expected.append(F.cross_entropy(logits[position], torch.tensor(ids[position])).item())
-    assert [token["surprisal"] for token in result["tokens"]] == pytest.approx(expected, abs=1e-5)
+    assert [token["surprisal"] for token in result["tokens"]] == pytest.approx([*expected, None, None], abs=1e-5)
     assert [token["token"] for token in result["tokens"]] == ["the", "dog", "chases", "the", "[UNK]", "[UNK]"]
     assert result["pseudo_perplexity"] == pytest.approx(math.exp(sum(expected) / len(expected)), rel=1e-5)
 
@@ -104,8 +105,34 @@ def test_a_long_sentence_is_scored_in_several_batches(make_model, bpe):
     assert len(ids) > 66
     tokens = MaskFiller(model, bpe).score(sentence)["tokens"]
     assert len(tokens) == len(ids) - 2
-    expected = F.cross_entropy(logits_by_hand(model, bpe, sentence, hidden=65)[65], torch.tensor(ids[65])).item()
-    assert tokens[64]["surprisal"] == pytest.approx(expected, abs=1e-5)
+    last = max(i for i, word in enumerate(bpe.encode(sentence).word_ids) if word == 12)  # of its word
+    expected = F.cross_entropy(logits_by_hand(model, bpe, sentence, hidden=last)[last], torch.tensor(ids[last])).item()
+    assert tokens[last - 1]["surprisal"] == pytest.approx(expected, abs=1e-5)
+
+
+@torch.no_grad()
+def test_the_later_tokens_of_a_word_do_not_give_it_away(make_model, bpe):
+    """To score a word of several tokens, each is hidden together with those behind it (Kauf and Ivanova 2023)."""
+    model = make_model(bpe.get_vocab_size(), max_length=60)
+    encoding = bpe.encode("the zebra, reads")
+    places = [i for i, word in enumerate(encoding.word_ids) if word == 1]
+    assert len(places) > 2
+    tokens = MaskFiller(model, bpe).score("the zebra, reads")["tokens"]
+    for place in places:
+        ids = torch.tensor([encoding.ids])
+        ids[0, place : places[-1] + 1] = bpe.token_to_id(MASK)
+        expected = F.cross_entropy(model(ids)[0, place], torch.tensor(encoding.ids[place])).item()
+        assert tokens[place - 1]["surprisal"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_token_that_goes_on_a_word_is_filled_in_without_a_space(filler, bpe, tiny):
+    """WordPiece marks it with ##, byte pair encoding by having no space of its own."""
+    pieces = Tokenizer(models.WordPiece({token: i for i, token in enumerate([*SPECIAL_TOKENS, "h", "##at"])}))
+    pieces.decoder = decoders.WordPiece()
+    assert MaskFiller(tiny, pieces).insert(f"the h {MASK} is", [6]) == "the hat is"
+    by_bytes = MaskFiller(tiny, bpe)
+    assert by_bytes.insert(f"the h {MASK} {MASK}", [bpe.token_to_id("a"), bpe.token_to_id("Ġ")]) == "the ha ␣"
+    assert filler.insert(f"the {MASK} is", [filler.tokenizer.token_to_id("cat")]) == "the cat is"
 
 
 @pytest.mark.parametrize("kind", ["word", "bpe"])
@@ -126,7 +153,6 @@ def test_a_cloze_test_hides_all_tokens_of_the_key_and_no_other(kind, tokenizer, 
         whole, left = (tokenizer.encode(text).ids for text in (before + key + after, before.rstrip()))
         begin = len(left) - 1  # without [SEP]
         end = begin + len(tokenizer.encode(key).ids) - 2
-        begin += tokenizer.encode(key).tokens[1] == "Ġ"  # a space that is a token of its own stays
         ids = torch.tensor([whole])
         ids[0, begin:end] = tokenizer.token_to_id(MASK)
         assert (kind == "word") == (end - begin == 1)

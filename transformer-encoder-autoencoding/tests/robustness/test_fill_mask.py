@@ -3,6 +3,7 @@ and JSON. That the answers are right is tested in tests/model/test_filling.py.""
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -122,9 +123,21 @@ def test_at_a_prompt_a_mistake_is_shown_and_the_next_line_is_read(fill, monkeypa
     assert out.splitlines()[2] == "the cat chases the small mouse"
 
 
-def test_special_tokens_of_the_text_are_no_sentence_ends(fill):
-    """Someone who writes [SEP] gets an answer, not a crash."""
-    assert fill("--top-k", 1, " ".join(["the", *SPECIAL_TOKENS, "cat"]))[0] == 0
+@pytest.mark.parametrize("token", sorted({*SPECIAL_TOKENS} - {MASK}))
+def test_special_tokens_in_a_sentence_are_refused_by_name(loaded, token):
+    """[CLS] and [SEP] are added, and what one typed would change is no text."""
+    for answer, text in ((loaded, f"{token} the {MASK}"), (loaded.score, f"{token} the cat")):
+        with pytest.raises(
+            InputError, match=re.escape(f"sentence 1: has {token}, which is a token of the model's own")
+        ):
+            answer(text)
+
+
+def test_a_sentence_of_unknown_words_has_no_score(fill, loaded):
+    with pytest.raises(InputError, match=r"^sentence 2: the model knows none of its words"):
+        loaded.score(["the cat", "zebra gnu"])
+    _, out, _ = fill("--score", "the zebra")
+    assert out.splitlines()[-1].split() == ["—", "[UNK]"]
 
 
 def test_help_names_every_flag_and_an_example(script):
