@@ -297,7 +297,6 @@ WORDS = st.sampled_from(["the", "cat", "don't", "well-known", "हिन्द�
 GLUE = st.sampled_from(["", " ", "  ", " (", ") ", ", ", " '", "' ", "...", " — ", '"', " $", "\t", "。", "\u0964 "])
 
 
-
 @properties
 @given(parts=st.lists(st.tuples(GLUE, WORDS), min_size=1, max_size=5), end=GLUE, data=st.data())
 def test_hiding_a_word_changes_no_other_token(tokenizer, bpe, kind, parts, end, data):

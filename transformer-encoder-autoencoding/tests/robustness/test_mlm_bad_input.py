@@ -177,7 +177,11 @@ WORKING = [  # the command line, what stdout or a file in out/ must hold, the li
     ("train_mlm.py --corpus scripts.txt --tokenizer bpe", "3 sentences to train on", []),
     ("train_mlm.py --corpus emoji.txt", "2 sentences to train on", []),
     ("train_mlm.py --corpus headless.txt --held-out identical.txt", "training sentences (1)", ["left 1 sen"]),
-    ("train_mlm.py --corpus word.txt --held-out mixed.txt", "2 sentences to train on", ["a line of over", "left out 1 of 2"]),
+    (
+        "train_mlm.py --corpus word.txt --held-out mixed.txt",
+        "2 sentences to train on",
+        ["a line of over", "left out 1 of 2"],
+    ),
     (
         "train_mlm.py --corpus good.txt --held-out one.txt",
         "2 sentences to train on",
