@@ -52,7 +52,7 @@ SIZES = [
 ]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def one_thread():
     """Compute on one thread: tiny models gain nothing from several, and lose much on a busy machine."""
     threads = torch.get_num_threads()
