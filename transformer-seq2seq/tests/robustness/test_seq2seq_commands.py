@@ -272,7 +272,7 @@ def test_a_prompt_is_drawn_as_it_stands(script, trained, tmp_path, prompt):
 FLAGS = {
     "inference": [
         *(flag_name(name) for name in GenerationConfig.__dataclass_fields__),
-        *("--model", "--input", "--output", "--references", "--json"),
+        *("--model", "--input", "--output", "--references", "--bleu-tokenize", "--json"),
     ],
     "visualize_attention": ["--model", "--output", "--layer", "--head", "--html"],
 }
