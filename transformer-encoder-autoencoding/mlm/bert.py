@@ -161,7 +161,8 @@ def from_bert(tensors: dict[str, Tensor], config: EncoderConfig, new_head: bool 
         positions, segments = tensors[POSITIONS], tensors[SEGMENTS]
         if segments.shape[1:] != positions.shape[1:] or not len(segments):
             raise InputError(f"{SEGMENTS} is {list(segments.shape)}, which does not fit config.json")
-        tensors[POSITIONS] = positions + segments[0]
+        if not positions.is_meta:  # else there are no numbers to add
+            tensors[POSITIONS] = positions + segments[0]
     return head | fuse(tensors, table)
 
 

@@ -118,10 +118,21 @@ def fuse(tensors: dict[str, Tensor], names: Names) -> dict[str, Tensor]:
         if len(shapes) > 1:
             raise InputError(f"weights of different shapes, {summarize(sorted(map(str, shapes)))}: {summarize(theirs)}")
     return {
-        ours: torch.cat([tensors[name] for name in theirs]) if len(theirs) > 1 else tensors[theirs[0]]
+        ours: stack([tensors[name] for name in theirs])
         for ours, theirs in names.items()
         if all(name in tensors for name in theirs)
     }
+
+
+def stack(parts: list[Tensor]) -> Tensor:
+    """Stack tensors of one shape. Those without storage are not given to torch.cat, for which PyTorch would import
+    its compiler, and that takes as long as importing PyTorch itself."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if first.is_meta:
+        return first.new_empty((len(parts) * (first.size(0) if first.ndim else 1), *first.shape[1:]))
+    return torch.cat(parts)
 
 
 def split(weights: dict[str, Tensor], names: Names) -> dict[str, Tensor]:
@@ -134,8 +145,8 @@ def split(weights: dict[str, Tensor], names: Names) -> dict[str, Tensor]:
 
 
 class SkipInit(TorchFunctionMode):
-    """Inside this context initial weights are not drawn, as those of a file replace them. To draw weights
-    without storage PyTorch would import its compiler, which takes as long as importing PyTorch itself."""
+    """Inside this context initial weights are not drawn, as those of a file replace them. To draw weights without
+    storage PyTorch would import its compiler, too."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
