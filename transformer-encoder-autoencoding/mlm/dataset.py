@@ -26,7 +26,7 @@ from .config import TrainConfig
 from .text import SPLITTING, TextFile, TextSource, draw_held_out_sentences, read_all
 from .tokenizer import TOKENIZING, UNK, SpecialIds, text_alone, train_tokenizer
 
-MAX_UNKNOWN = 0.05  # of the held-out tokens, without a warning
+FEW, MAX_UNKNOWN = 10, 0.05  # unknown tokens, and a share of the held-out tokens, without a warning
 REMEDY = "with subwords (tokenizer bpe) none is"
 EVALUATED = 1000  # windows of which tokens are hidden at a time, for evaluation
 
@@ -86,7 +86,7 @@ def warn_of_unknown(held_out: Sequence[str], tokenizer: Tokenizer) -> None:
         with text_alone(tokenizer):
             found = [encoding.ids for encoding in tokenizer.encode_batch_fast(some, add_special_tokens=False)]
         unknown, n_tokens = unknown + sum(ids.count(unk) for ids in found), n_tokens + sum(map(len, found))
-    if unknown > MAX_UNKNOWN * n_tokens:
+    if unknown > max(FEW, MAX_UNKNOWN * n_tokens):
         warn(f"{unknown / n_tokens:.0%} of the held-out tokens are unknown, and left out of all figures; {REMEDY}")
 
 

@@ -27,7 +27,7 @@ from .pairs import SPLITTING, Layout, Pair, PairFile, PairSource, draw_held_out_
 from .tokenizer import PAD, TOKENIZING, UNK, load_tokenizer, train_tokenizer
 
 SIDES = "source", "target"
-MAX_UNKNOWN = 0.05  # of the held-out tokens of a side, without a warning
+FEW, MAX_UNKNOWN = 10, 0.05  # unknown tokens, and a share of the held-out tokens of a side, without a warning
 REMEDY = "with subwords (tokenizer bpe) none is"
 Ids = tuple[np.ndarray, np.ndarray]  # ids of some sequences, one behind the other, and the length of each
 
@@ -132,7 +132,7 @@ def warn_of_unknown(held_out: PairDataset, unk_id: int) -> None:
     """Warn if many tokens of held-out sources or targets are unknown: no output can be right there."""
     for side, sequences in (("source", held_out.source), ("target", held_out.target)):
         unknown, n_tokens = np.count_nonzero(sequences.ids == unk_id), len(sequences.ids) - len(sequences)
-        if unknown > MAX_UNKNOWN * n_tokens:
+        if unknown > max(FEW, MAX_UNKNOWN * n_tokens):
             warn(f"{unknown / n_tokens:.0%} of the held-out {side} tokens are unknown; {REMEDY}")
 
 

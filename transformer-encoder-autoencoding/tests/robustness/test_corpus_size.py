@@ -366,7 +366,7 @@ def test_what_is_held_of_a_text_does_not_grow_with_it(prepare, tmp_path, monkeyp
             trainer.update(trainer.batches(0)[position], 0.0)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert trainer.batches(0).n_blocks == 157
+    assert trainer.batches(0).n_blocks == 158  # the fixture's own text is in front
     assert peaks[2] < peaks[1] + 1_500_000
 
 

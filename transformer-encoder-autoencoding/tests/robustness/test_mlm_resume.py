@@ -139,7 +139,7 @@ def test_a_finished_run_continues_with_a_larger_budget_and_says_so(begin):
         (["--learning-rate", 1e-4], "learning_rate 0.003, not 0.0001"),
         (["--mask-prob", 0.3], "mask_prob"),
         (["--batch-tokens", 50], "batch_tokens"),
-        (["--tokenizer", "bpe"], r"vocabulary \['word', 30000\], not \['bpe', 8000\]"),
+        (["--tokenizer", "bpe"], r"vocabulary \['word', 30000\], not \['bpe', None\]"),
         (["--max-length", 20], "max_length 128, not 20"),
     ],
 )

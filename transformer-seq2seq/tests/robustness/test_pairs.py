@@ -8,6 +8,7 @@ import io
 import lzma
 import os
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from seq2seq.common.errors import InputError
 from seq2seq.common.lines import chunks, draw_held_out, numbered_lines
 from seq2seq.common.standard_input import watch
 from seq2seq.config import TrainConfig
-from seq2seq.dataset import Metadata, PairDataset, cache_key, warn_of_pairs
+from seq2seq.dataset import Metadata, PairDataset, cache_key, prepare_data, warn_of_pairs
 from seq2seq.loss import IGNORE
 from seq2seq.pairs import Pair, PairFile, PairSource, draw_held_out_pairs, read_pairs
 from seq2seq.tokenizer import EOS, PAD, UNK, to_text, train_tokenizer
@@ -498,6 +499,26 @@ def test_the_text_decides_how_many_subwords_there_are():
     tokenizer = train_tokenizer(pairs, "bpe", None)
     assert max(len(tokenizer.decode([i])) for i in range(tokenizer.get_vocab_size())) <= 4
     assert 261 < tokenizer.get_vocab_size() < 320
+
+
+def test_held_out_pairs_that_are_mostly_unknown_are_warned_of(tmp_path, capsys):
+    """ISO dates are words, each another one: no target can be right, and nothing else would say so."""
+    lines = [f"day {i} of the year\t2023-{i:03}" for i in range(400)]
+    (tmp_path / "p.tsv").write_text("\n".join(lines), encoding="utf-8")
+    config = TrainConfig(pairs=(tmp_path / "p.tsv",), output=tmp_path)
+    prepare_data(config)
+    assert "100% of the held-out target tokens are unknown" in capsys.readouterr().err
+    prepare_data(replace(config, tokenizer="bpe"))
+    assert "unknown" not in capsys.readouterr().err
+
+
+def test_the_bundled_text_has_the_ids_it_always_had(folder):
+    """Else the weights of the default run, and all figures of them, were others."""
+    pairs = [pair for name in ("train", "held_out") for pair in read_pairs(folder / "data" / f"{name}.tsv", None, None)]
+    texts = [text for pair in pairs for text in (pair.source, pair.target)]
+    tokenizer = train_tokenizer(texts[:2998], "word", 30_000)
+    ids = np.array([token for text in texts for token in tokenizer.encode(text).ids], dtype=np.int32)
+    assert hashlib.sha256(ids.tobytes()).hexdigest()[:16] == "f3c44ea8dbcc3a1e"
 
 
 def test_unknown_words_are_shown_as_unknown(tokenizer):

@@ -115,7 +115,7 @@ def test_training_counts_epochs_and_uses_every_pair_alike(begin, monkeypatch):
         (("--optimizer", "muon"), None, "optimizer adam, not muon"),
         (("--batch-tokens", 64), None, "batch_tokens"),
         ((), [("another corpus", "altogether", ""), ("and", "more", "")], r"files \['[0-9a-f]{8}…'\]"),
-        (("--tokenizer", "bpe"), None, r"vocabulary \['word', 30000\], not \['bpe', 8000\]"),
+        (("--tokenizer", "bpe"), None, r"vocabulary \['word', 30000\], not \['bpe', None\]"),
         (("--max-length", 20), None, "max_length 16, not 20"),
     ],
 )

@@ -246,7 +246,7 @@ def test_what_is_not_set_follows_the_device_and_the_text():
     assert rates == [2e-3, 5e-5]  # trained weights are changed gently
     assert TrainConfig(init=Path("marian"), learning_rate=1e-3).resolve(cpu, 1).learning_rate == 1e-3
     assert TrainConfig().resolve(cpu, 1).epochs == 60 and TrainConfig(max_steps=3).resolve(cpu, 1).epochs is None
-    given = TrainConfig(epochs=2, batch_tokens=7, precision="bf16")
+    given = TrainConfig(epochs=2, batch_tokens=7, learning_rate=1e-3, precision="bf16")
     assert given.resolve(cpu, 10**9) == given
     assert all(getattr(TrainConfig(), name) is None for name in INIT_EXCLUDES)
 
