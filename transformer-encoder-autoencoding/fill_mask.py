@@ -38,7 +38,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="the model directory (default: results/model)",
     )
     add("--top-k", type=TOP_K_RANGE, help=f"the number of words to show for each {MASK} (default: {TOP_K})")
-    add("--score", action="store_true", help="print pseudo-perplexity and each token's surprisal instead")
+    add(
+        "--score",
+        action="store_true",
+        help="print pseudo-perplexity and each token's surprisal instead, later pieces of its word hidden as well",
+    )
     add("--json", action="store_true", help="print one JSON object a line")
     parser.add_device()
     args = parser.parse_args(argv)
