@@ -20,5 +20,5 @@ for file in train.en val.en; do
 done
 
 OMP_NUM_THREADS=1 python3 "$here/benchmark.py" race --corpus "$corpus/train.en" --held-out "$corpus/val.en" \
-  --tokenizer bpe --n-layers 4 --d-model 256 --d-ff 1024 --batch-tokens 4096 --learning-rate 1e-3 --warmup-steps 200 \
+  --tokenizer bpe --vocab-size 8000 --n-layers 4 --d-model 256 --d-ff 1024 --batch-tokens 4096 --learning-rate 1e-3 --warmup-steps 200 \
   --their-learning-rates 1e-3 --minutes 30 --output "$output" "${@:3}"

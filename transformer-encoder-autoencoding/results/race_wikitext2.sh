@@ -23,5 +23,5 @@ mkdir -p "$output"
 head -n 400 "$corpus/valid.txt" > "$output/valid-400.txt"
 
 OMP_NUM_THREADS=1 python3 "$here/benchmark.py" race --corpus "$corpus/test.txt" --held-out "$output/valid-400.txt" \
-  --tokenizer bpe --n-layers 4 --d-model 256 --d-ff 1024 --learning-rate 1e-3 --warmup-steps 200 \
+  --tokenizer bpe --vocab-size 8000 --n-layers 4 --d-model 256 --d-ff 1024 --learning-rate 1e-3 --warmup-steps 200 \
   --their-learning-rates 3e-4 --minutes 30 --output "$output" "${@:3}"

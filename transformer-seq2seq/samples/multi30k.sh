@@ -21,7 +21,7 @@ for file in train.en-de.tsv val.en-de.tsv test_2016_flickr.en test_2016_flickr.d
 done
 
 torchrun --standalone --nproc-per-node 2 "$here/train.py" \
-  --pairs "$corpus/train.en-de.tsv" --held-out "$corpus/val.en-de.tsv" --tokenizer bpe --n-layers 4 \
+  --pairs "$corpus/train.en-de.tsv" --held-out "$corpus/val.en-de.tsv" --tokenizer bpe --vocab-size 8000 --n-layers 4 \
   --batch-tokens 4096 --dropout 0.25 --learning-rate 4e-3 --warmup-steps 800 --epochs 90 --output "$output" "${@:3}"
 
 python3 "$here/inference.py" --model "$output/model" --beam 5 \
