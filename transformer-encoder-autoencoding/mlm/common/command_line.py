@@ -43,7 +43,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: list[str] | None = None, namespace: argparse.Namespace | None = None):
         """Parse the command line."""
-        if self._subparsers:  # which take all that follows their name
+        args = sys.argv[1:] if args is None else args
+        if self._subparsers or "--" in args:  # which take all that follows
             return super().parse_args(args, namespace)
         return self.parse_intermixed_args(args, namespace)
 

@@ -109,7 +109,9 @@ def test_an_interrupted_run_continues_exactly(begin, steps):
     assert_same_weights(second.model.state_dict(), whole.model.state_dict())
     assert_same_weights(second.kept, whole.kept)
     assert without_seconds(second.progress.curve) == without_seconds(whole.progress.curve)
-    progress = [asdict(trainer.progress) | {"seconds": 0, "curve": 0} for trainer in (second, whole)]
+    best = [trainer.progress.best.tolist() for trainer in (second, whole)]
+    progress = [asdict(trainer.progress) | {"seconds": 0, "curve": 0, "best": 0} for trainer in (second, whole)]
+    assert best[0] == best[1]
     assert progress[0] == progress[1]
     lines = (whole.config.output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == second.progress.curve

@@ -104,7 +104,7 @@ def elsewhere(tmp_path_factory, folder, command, sizes, training):
     copy = shutil.copytree(folder, place / "copy", ignore=ignore)
     (place / "text.txt").write_text("\n".join(training), encoding="utf-8")
     before = files_below(place)
-    flags = ["--corpus", "text.txt", "--tokenizer", "bpe", "--max-steps", 3]
+    flags = ["--corpus", "text.txt", "--tokenizer", "bpe", "--vocab-size", 8000, "--max-steps", 3]
     done = command("train_mlm.py", *flags, *sizes, "--device", "cpu", cwd=place, folder=copy)
     assert done.returncode == 0, done.stderr
     return place, copy, files_below(place) - before, done

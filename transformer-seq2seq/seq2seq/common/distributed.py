@@ -2,7 +2,6 @@
 shard of every batch, and the gradients are summed. A process alone is a world of one.
 """
 
-import atexit
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -45,7 +44,6 @@ class DistributedContext:
             torch.cuda.set_device(device)
         patience = timedelta(days=7)  # while rank 0 tokenizes
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
-        atexit.register(leave_group)  # in whatever way this process ends
         return cls(device, dist.get_rank(), dist.get_world_size())
 
     @property
@@ -111,11 +109,4 @@ class DistributedContext:
         """Wait for the other processes, then leave the process group."""
         if self.world_size > 1:
             self.all_reduce(0)
-            leave_group()
-
-
-def leave_group() -> None:
-    """Close the connections to the other processes, if they are open: the interpreter must not take down threads that
-    still listen."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+            dist.destroy_process_group()

@@ -28,7 +28,9 @@ class Progress:
     parts: list[dict] = field(default_factory=list)  # budget, device and precision, and from which step
     curve: list[dict] = field(default_factory=list)  # a record for every evaluation
     kept: int = 0  # index of the record whose weights are kept
-    best: Tensor | None = None  # of the evaluation with most tokens right: which are, (N,) bool
+    best: Tensor | None = field(
+        default=None, compare=False
+    )  # of the evaluation with most tokens right: which are, (N,) bool
 
     def begin_part(self, **conditions: Any) -> None:
         """Note under which conditions the run continues, if they are not those of before."""

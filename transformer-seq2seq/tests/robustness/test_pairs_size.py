@@ -413,7 +413,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, sizes, training):
         flags += [*sizes, "--max-steps", 3]
         for state in ("first", "again"):
             done = subprocess.run(
-                [sys.executable, "-c", MEASURED, *map(str, flags), "--tokenizer", "bpe"],
+                [sys.executable, "-c", MEASURED, *map(str, flags), "--tokenizer", "bpe", "--vocab-size", "8000"],
                 cwd=FOLDER,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
                 capture_output=True,
