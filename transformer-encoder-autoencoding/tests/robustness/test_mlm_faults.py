@@ -297,7 +297,7 @@ def test_a_progress_bar_that_nobody_reads_any_more_loses_no_step(flags, tmp_path
     process.stderr.close()
     assert process.wait() == 1
     state = checkpoint.load(tmp_path / "out" / "checkpoint.pt")
-    assert 0 < state["progress"]["step"] < STEPS
+    assert 0 < state["progress"]["step"] <= STEPS  # at an evaluation, which alone writes where there is no bar
     assert script("train_mlm", *flags(tmp_path / "out"), "--resume")[0] == 0
     assert script("train_mlm", *flags(tmp_path / "whole"))[0] == 0
     (weights, *figures), (expected, *whole) = outcome(tmp_path / "out"), outcome(tmp_path / "whole")
