@@ -27,7 +27,7 @@ from mlm.common.command_line import run_script  # isort: skip (before PyTorch: a
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from encoder import MaskedLanguageModel
@@ -58,6 +58,16 @@ def learning_rate(step: int, fraction: float, peak: float, warmup_steps: int) ->
     return peak * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, fraction)))
 
 
+def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    """Return AdamW (Loshchilov and Hutter 2019) whose weight decay leaves out biases and LayerNorm's gains, all the
+    parameters of one dimension, as BERT's does (Devlin et al. 2018, appendix A.2, and its released code)."""
+    groups = [
+        {"params": [weight for weight in model.parameters() if weight.dim() > 1], "weight_decay": 0.01},
+        {"params": [weight for weight in model.parameters() if weight.dim() == 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+
+
 @dataclass
 class Trainer:
     """A model in training: update() is a training step, evaluate() scores the held-out text and keeps the weights
@@ -74,8 +84,7 @@ class Trainer:
     interrupted: bool = False  # True if any process is
 
     def __post_init__(self):
-        weights = self.model.parameters()
-        self.optimizers = [torch.optim.AdamW(weights, betas=(0.9, 0.98), weight_decay=0.01, fused=True)]
+        self.optimizers = [make_optimizer(self.model)]
         special, vocab_size, mask_prob = self.data.train.special, self.model.config.vocab_size, self.config.mask_prob
         # ids (B, S), generator -> inputs and labels (B, S)
         self.corrupt = lambda ids, generator: corrupt(ids, special.all, special.mask, vocab_size, mask_prob, generator)
