@@ -264,6 +264,7 @@ def train(config: TrainConfig, context: DistributedContext) -> None:
             f"{data.n_sentences:,} sentences to train on, {len(data.text.held_out):,} held out; "
             f"vocabulary of {data.tokenizer.get_vocab_size():,}; {n_parameters:,} parameters on {context}"
         )
+        print(f"held-out text: {data.coverage}")
     interrupt = Interrupt()
     trainer.train(interrupt)
     context.destroy()

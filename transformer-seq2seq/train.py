@@ -253,6 +253,7 @@ def train(config: TrainConfig, context: DistributedContext) -> None:
             f"{len(data.train):,} pairs to train on, {len(data.held_out):,} held out; "
             f"vocabulary of {data.tokenizer.get_vocab_size():,}; {n_parameters:,} parameters on {context}"
         )
+        print("held-out sources: {}; targets: {}".format(*data.coverage))
     interrupt = Interrupt()
     trainer.train(interrupt)
     context.destroy()

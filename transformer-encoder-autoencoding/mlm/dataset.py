@@ -18,6 +18,7 @@ from masking import IGNORE
 from .cloze import EncodedCloze, encode_clozes, read_clozes
 from .common import checkpoint
 from .common.batching import BatchSampler
+from .common.coverage import Coverage
 from .common.errors import InputError, warn
 from .common.files import fingerprint
 from .common.lines import check_rereadable, chunks
@@ -26,8 +27,6 @@ from .config import TrainConfig
 from .text import SPLITTING, TextFile, TextSource, draw_held_out_sentences, read_all
 from .tokenizer import TOKENIZING, UNK, SpecialIds, text_alone, train_tokenizer
 
-FEW, MAX_UNKNOWN = 10, 0.05  # unknown tokens, and a share of the held-out tokens, without a warning
-REMEDY = "with subwords (tokenizer bpe) none is"
 EVALUATED = 1000  # windows of which tokens are hidden at a time, for evaluation
 
 
@@ -79,15 +78,16 @@ def warn_of_left_out(n_kept: int, n_left_out: int, sentences: Iterable[str]) -> 
         warn(f"left out {n_left_out} of {n_kept + n_left_out} passages, in which the tokenizer knows no word")
 
 
-def warn_of_unknown(held_out: Sequence[str], tokenizer: Tokenizer) -> None:
-    """Warn if many tokens of held-out text are unknown: nothing is predicted there, so no figure shows it."""
-    unknown, n_tokens, unk = 0, 0, tokenizer.token_to_id(UNK)
-    for some in chunks(held_out):
+def cover(held_out: Sequence[str], tokenizer: Tokenizer) -> Coverage:
+    """Measure how the vocabulary covers held-out text; warn of unknown tokens, which no figure shows."""
+
+    def tokenize(sentences: list[str]) -> list[list[int]]:
         with text_alone(tokenizer):
-            found = [encoding.ids for encoding in tokenizer.encode_batch_fast(some, add_special_tokens=False)]
-        unknown, n_tokens = unknown + sum(ids.count(unk) for ids in found), n_tokens + sum(map(len, found))
-    if unknown > max(FEW, MAX_UNKNOWN * n_tokens):
-        warn(f"{unknown / n_tokens:.0%} of the held-out tokens are unknown, and left out of all figures; {REMEDY}")
+            return [encoding.ids for encoding in tokenizer.encode_batch_fast(sentences, add_special_tokens=False)]
+
+    coverage = Coverage.of(held_out, tokenize, tokenizer.token_to_id(UNK))
+    coverage.warn("held-out tokens", ", and left out of all figures")
+    return coverage
 
 
 class MLMDataset:
@@ -194,7 +194,8 @@ def fill_store(
 class Data:
     """All that a training run has of its text: as sentences, as token ids, and the cloze tests that stand beside it.
 
-    text: the training sentences, and those held out. cache_key: all that the token ids depend on.
+    text: the training sentences, and those held out. coverage: of the held-out ones by the vocabulary. cache_key:
+    all that the token ids depend on.
     """
 
     tokenizer: Tokenizer
@@ -202,6 +203,7 @@ class Data:
     n_sentences: int
     train: MLMDataset
     held_out: MLMDataset
+    coverage: Coverage
     recall_clozes: list[EncodedCloze]
     held_out_clozes: list[EncodedCloze]
     cache_key: dict[str, Any]
@@ -239,9 +241,9 @@ def prepare_data(
     metadata = metadata or fill_store(store, text, drawn, tokenizer, config.max_length)
     if held_out_path and metadata.n_left_out:
         warn(f"left {metadata.n_left_out} sentences out of training, as they are in {held_out_path}")
-    warn_of_unknown(text.held_out, tokenizer)
     train = MLMDataset.on_disk(store, tokenizer)
-    return Data(tokenizer, text, metadata.n_sentences, train, held_out, *tests, key)
+    coverage = cover(text.held_out, tokenizer)
+    return Data(tokenizer, text, metadata.n_sentences, train, held_out, coverage, *tests, key)
 
 
 def cache_key(config: TrainConfig, files: list[TextFile], tokenizer: Tokenizer | None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from .common.lines import (
     text_fingerprint,
 )
 
-SPLITTING = 2  # goes up when another version holds out, or leaves out of training, other sentences
+SPLITTING = 3  # goes up when another version holds out, or leaves out of training, other sentences
 SAMPLE_BYTES = 30_000_000  # of text from which a vocabulary is learnt; of more, an evenly spread part
 FIRST_LINES, LONG_LINE = 100, 100_000  # lines that show a file's format; characters
 

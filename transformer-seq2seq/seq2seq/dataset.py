@@ -4,7 +4,7 @@ of like length are batched.
 Legend: B pairs of a batch, S and T lengths of their longest source and target, </s> included.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, compress
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .common import checkpoint
 from .common.batching import BatchSampler
+from .common.coverage import Coverage
 from .common.errors import InputError, warn
 from .common.files import fingerprint
 from .common.lines import MAX_HELD_OUT, check_rereadable, chunks
@@ -27,8 +28,6 @@ from .pairs import SPLITTING, Layout, Pair, PairFile, PairSource, draw_held_out_
 from .tokenizer import PAD, TOKENIZING, UNK, load_tokenizer, train_tokenizer
 
 SIDES = "source", "target"
-FEW, MAX_UNKNOWN = 10, 0.05  # unknown tokens, and a share of the held-out tokens of a side, without a warning
-REMEDY = "with subwords (tokenizer bpe) none is"
 Ids = tuple[np.ndarray, np.ndarray]  # ids of some sequences, one behind the other, and the length of each
 
 
@@ -128,12 +127,20 @@ def all_too_long(max_length: int) -> InputError:
     return InputError(f"no pair has at most {max_length} tokens on each side; allow more", "max_length")
 
 
-def warn_of_unknown(held_out: PairDataset, unk_id: int) -> None:
-    """Warn if many tokens of held-out sources or targets are unknown: no output can be right there."""
-    for side, sequences in (("source", held_out.source), ("target", held_out.target)):
-        unknown, n_tokens = np.count_nonzero(sequences.ids == unk_id), len(sequences.ids) - len(sequences)
-        if unknown > max(FEW, MAX_UNKNOWN * n_tokens):
-            warn(f"{unknown / n_tokens:.0%} of the held-out {side} tokens are unknown; {REMEDY}")
+def cover(held_out: Sequence[Pair], tokenizer: Tokenizer | MarianTokenizer) -> tuple[Coverage, Coverage]:
+    """Measure how the vocabulary covers held-out sources and targets; warn where no output can be right."""
+    encode_targets = getattr(tokenizer, "encode_targets", tokenizer.encode_batch)
+    found = []
+    for side, encode in (("source", tokenizer.encode_batch), ("target", encode_targets)):
+        texts = (getattr(pair, side) for pair in held_out)
+        coverage = Coverage.of(
+            texts,
+            lambda some, encode=encode: [encoding.ids[:-1] for encoding in encode(some)],  # </s> is no part of a word
+            tokenizer.token_to_id(UNK),
+        )
+        coverage.warn(f"held-out {side} tokens")
+        found.append(coverage)
+    return found[0], found[1]
 
 
 @dataclass(frozen=True)
@@ -180,13 +187,15 @@ def fill_store(
 class Data:
     """All that a training run has of its pairs: their text, and their token ids.
 
-    pairs: the training pairs, and those held out, as text. cache_key: all that the token ids depend on.
+    pairs: the training pairs, and those held out, as text. coverage: of the held-out sources and targets by the
+    vocabulary. cache_key: all that the token ids depend on.
     """
 
     tokenizer: Tokenizer | MarianTokenizer
     pairs: PairSource
     train: PairDataset
     held_out: PairDataset
+    coverage: tuple[Coverage, Coverage]
     cache_key: dict[str, Any]
 
 
@@ -218,9 +227,8 @@ def prepare_data(
     held_out = PairDataset.in_memory(pairs.held_out, tokenizer, config.max_length)
     metadata = metadata or fill_store(store, pairs, drawn, tokenizer, config.max_length)
     train = PairDataset.on_disk(store, tokenizer)
-    warn_of_unknown(held_out, tokenizer.token_to_id(UNK))
     warn_of_pairs(config, metadata, len(train), len(pairs.held_out) - len(held_out))
-    return Data(tokenizer, pairs, train, held_out, key)
+    return Data(tokenizer, pairs, train, held_out, cover(pairs.held_out, tokenizer), key)
 
 
 def cache_key(

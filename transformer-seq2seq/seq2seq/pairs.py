@@ -23,7 +23,7 @@ from .common.lines import (
     text_fingerprint,
 )
 
-SPLITTING = 2  # goes up when another version holds out other pairs
+SPLITTING = 3  # goes up when another version holds out other pairs
 SAMPLE_BYTES = 30_000_000  # of pairs from which a vocabulary is learnt; of more, an evenly spread part
 SAMPLE_LINES = 1000  # the first ones, which show what kinds of columns a file has
 NUMBER, QUOTED = re.compile(r"[+-]?\d+([.,]\d+)*(e[+-]?\d+)?%?", re.IGNORECASE), re.compile(r'"([^"]|"")*"')

@@ -15,7 +15,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError, one_line
+from .errors import InputError, launched_by_torchrun, one_line
 
 REMEDIES = {  # for errors of the operating system
     errno.EACCES: "; change its permissions, or name another",
@@ -217,7 +217,7 @@ def run_script(main: Callable[[], None]) -> None:
         reason, status = describe(error), 2
     except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        leave(1)
     except OSError as error:
         reason = f"{error.filename or 'output'}: {error.strerror or error}{REMEDIES.get(error.errno, '')}"
         status = 2
@@ -228,7 +228,7 @@ def run_script(main: Callable[[], None]) -> None:
     except KeyboardInterrupt as interrupt:
         reason, status = str(interrupt) or "interrupted", 128 + signal.SIGINT
     else:
-        return
+        return leave(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # there is nothing left to interrupt
     gc.collect()  # a progress bar that the failure has left open ends its line
     try:
@@ -237,4 +237,16 @@ def run_script(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     with suppress(OSError):  # the terminal is closed
         print(f"{Path(sys.argv[0]).name}: {one_line(reason)}", file=sys.stderr)
-    sys.exit(status)
+    leave(status)
+
+
+def leave(status: int) -> None:
+    """End a script. One of several processes ends at once: the threads of gloo may still hold tensors, and an
+    interpreter that is being taken down under them aborts."""
+    if launched_by_torchrun():
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(status)
+    if status:
+        sys.exit(status)

@@ -129,8 +129,9 @@ def guess_format(lines: Sequence[str]) -> str | None:
 
 
 def normalize(text: str) -> str:
-    """Normalize Unicode (NFC) and whitespace, so that equal texts compare equal."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    """Normalize Unicode (NFC) and whitespace, and drop the places where a line may break (soft hyphen, zero-width
+    space), so that equal texts compare equal."""
+    return " ".join(unicodedata.normalize("NFC", re.sub("[\u00ad\u200b]", "", text)).split())
 
 
 def draw_held_out(texts: Iterable[str], seed: int, kind: str) -> list[str]:

@@ -339,10 +339,12 @@ def test_names_of_special_tokens_in_a_corpus_are_text(kind):
 def test_held_out_text_that_is_mostly_unknown_is_warned_of(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("".join(f"note 2023-05-{i:04} of day{i}\n" for i in range(400)), encoding="utf-8")
     config = TrainConfig(corpus=(tmp_path / "a.txt",), output=tmp_path)
-    prepare_data(config)
+    coverage = prepare_data(config).coverage
     assert "50% of the held-out tokens are unknown" in capsys.readouterr().err
-    prepare_data(replace(config, tokenizer="bpe"))
+    assert str(coverage) == "1.00 tokens a word, 50.0% unknown" and coverage.n_words == 4 * 20
+    coverage = prepare_data(replace(config, tokenizer="bpe")).coverage
     assert "unknown" not in capsys.readouterr().err
+    assert coverage.n_unknown == 0 and coverage.n_tokens > 1.5 * coverage.n_words
 
 
 def test_the_text_decides_how_many_subwords_there_are():

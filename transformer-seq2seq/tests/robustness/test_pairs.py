@@ -506,10 +506,12 @@ def test_held_out_pairs_that_are_mostly_unknown_are_warned_of(tmp_path, capsys):
     lines = [f"day {i} of the year\t2023-{i:03}" for i in range(400)]
     (tmp_path / "p.tsv").write_text("\n".join(lines), encoding="utf-8")
     config = TrainConfig(pairs=(tmp_path / "p.tsv",), output=tmp_path)
-    prepare_data(config)
+    source, target = prepare_data(config).coverage
     assert "100% of the held-out target tokens are unknown" in capsys.readouterr().err
-    prepare_data(replace(config, tokenizer="bpe"))
+    assert (str(target), target.n_words) == ("1.00 tokens a word, 100.0% unknown", 20) and source.unknown == 1 / 5
+    source, target = prepare_data(replace(config, tokenizer="bpe")).coverage
     assert "unknown" not in capsys.readouterr().err
+    assert source.n_unknown == target.n_unknown == 0 and target.n_tokens > 2 * target.n_words
 
 
 def test_the_bundled_text_has_the_ids_it_always_had(folder):

@@ -1,0 +1,41 @@
+"""How well a vocabulary covers a text: how many tokens a word is cut into, and how many it does not know."""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice
+
+from .errors import warn
+
+MAX_TEXTS = 10_000  # that are looked at
+WORD = re.compile(r"[\u3400-\u9fff]|[^\s\u3400-\u9fff]+")  # an ideograph, or what stands between spaces
+FEW, MAX_UNKNOWN = 10, 0.05  # unknown tokens, and a share of all, without a warning
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """The number of words of some texts, of their tokens, and of the unknown ones among these."""
+
+    n_words: int
+    n_tokens: int
+    n_unknown: int
+
+    @classmethod
+    def of(cls, texts: Iterable[str], tokenize: Callable[[list[str]], list[list[int]]], unk_id: int) -> "Coverage":
+        """Count in the first MAX_TEXTS texts. tokenize: the function from texts to token ids."""
+        texts = list(islice(texts, MAX_TEXTS))
+        n_words, ids = sum(len(WORD.findall(text)) for text in texts), tokenize(texts)
+        return cls(n_words, sum(map(len, ids)), sum(row.count(unk_id) for row in ids))
+
+    @property
+    def unknown(self) -> float:
+        """The share of the tokens that are unknown."""
+        return self.n_unknown / max(1, self.n_tokens)
+
+    def __str__(self) -> str:
+        return f"{self.n_tokens / max(1, self.n_words):.2f} tokens a word, {self.unknown:.1%} unknown"
+
+    def warn(self, tokens: str, effect: str = "") -> None:
+        """Warn if many tokens are unknown. tokens: what to call them; effect: what comes of it."""
+        if self.n_unknown > max(FEW, MAX_UNKNOWN * self.n_tokens):
+            warn(f"{self.unknown:.0%} of the {tokens} are unknown{effect}; with subwords (tokenizer bpe) none is")
