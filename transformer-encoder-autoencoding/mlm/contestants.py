@@ -216,7 +216,7 @@ def held_out_loss(contestant: Contestant) -> float:
 def train_for(contestant: Contestant, minutes: float, name: str) -> list[float]:
     """Train for some minutes, evaluations not counted -> the held-out losses after each tenth of the time."""
     losses, tokens, spent = [], 0, 0.0
-    with tqdm(total=10, desc=name, leave=False) as bar:
+    with tqdm(total=10, desc=name, leave=False, disable=None) as bar:
         while len(losses) < 10:
             started = time.perf_counter()
             tokens += contestant.step(min(1.0, spent / (60 * minutes)))

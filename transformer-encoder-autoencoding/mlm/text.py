@@ -62,7 +62,7 @@ class TextFile:
 def read_all(files: Sequence[TextFile], task: str) -> Iterator[str]:
     """Yield the sentences of all files; a bar shows the progress of the task."""
     n_lines = sum(file.fingerprint["lines"] for file in files)
-    with tqdm(desc=task, total=n_lines, unit=" lines", unit_scale=True, leave=False, delay=1) as bar:
+    with tqdm(desc=task, total=n_lines, unit=" lines", unit_scale=True, leave=False, delay=1, disable=None) as bar:
         for file in files:
             for sentence in file:
                 bar.update()

@@ -228,7 +228,7 @@ def read_pairs(path: Path, source_column: str | None = None, target_column: str 
 def read_all(files: Sequence[PairFile], task: str) -> Iterator[Pair]:
     """Yield the pairs of all files; a bar shows the progress of the task."""
     n_lines = sum(file.fingerprint["lines"] for file in files)
-    with tqdm(desc=task, total=n_lines, unit=" lines", unit_scale=True, leave=False, delay=1) as bar:
+    with tqdm(desc=task, total=n_lines, unit=" lines", unit_scale=True, leave=False, delay=1, disable=None) as bar:
         for file in files:
             for pair in file:
                 bar.update()

@@ -30,7 +30,7 @@ def take_turns(
     by `count`, and what its last turn returned. A first round, not counted, warms up."""
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     answers = {}
-    for round_ in tqdm(range(-1, rounds), desc=task, unit="round", leave=False):
+    for round_ in tqdm(range(-1, rounds), desc=task, unit="round", leave=False, disable=None):
         for name, turn in contestants.items():
             started = time.perf_counter()
             answers[name] = turn()
