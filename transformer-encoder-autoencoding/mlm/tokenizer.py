@@ -1,15 +1,14 @@
 """The tokenizers: learn one from a text, and know its special tokens."""
 
-import json
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from tokenizers.trainers import BpeTrainer, WordLevelTrainer
+from tokenizers.trainers import WordLevelTrainer
 
 from .common.errors import InputError
+from .common.subwords import train_subwords
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # BERT's names
 LETTER = r"[\w&&[^\p{Han}]]"  # or digit, or combining mark
@@ -21,9 +20,6 @@ INVISIBLE, SPACES = "[\u00ad\u200b]", r"\s+"  # where a line may break; white sp
 OLD_TOKEN = r"\w+(?:[-'’]\w+)*|[^\w\s]"  # of models from before ideographs were words
 PATTERNS = {TOKEN, RUN, INVISIBLE, SPACES, OLD_TOKEN}  # all regular expressions in these tokenizers
 TOKENIZING = 2  # goes up when another version makes other tokens of a text
-LONG_WORD = re.compile(r"\S{1000}")  # the time to learn subwords from one word grows with its square
-# Subwords that are rare teach nothing, and those of a small text soon are whole sentences
-MIN_FREQUENCY, CHARACTERS_PER_SUBWORD, MAX_SUBWORDS = 10, 400, 8_000
 
 
 def train_tokenizer(sentences: Iterable[str], kind: str, vocab_size: int | None) -> Tokenizer:
@@ -31,7 +27,7 @@ def train_tokenizer(sentences: Iterable[str], kind: str, vocab_size: int | None)
 
     kind "word": words and punctuation marks are tokens, rare ones are [UNK].
     kind "bpe": byte pair encoding over bytes (Sennrich et al. 2016; Radford et al. 2019), never [UNK]. Without
-    vocab_size, the text decides: one subword for CHARACTERS_PER_SUBWORD characters, none that is rare.
+    vocab_size, the text decides.
     Replacing any word by [MASK] changes no other id.
     """
     if kind == "word":
@@ -54,7 +50,7 @@ def train_tokenizer(sentences: Iterable[str], kind: str, vocab_size: int | None)
             ]
         )
         tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
-        train_subwords(tokenizer, sentences, vocab_size)
+        train_subwords(tokenizer, sentences, vocab_size, SPECIAL_TOKENS, UNK)
     cls_id, sep_id = tokenizer.token_to_id(CLS), tokenizer.token_to_id(SEP)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{CLS} $A {SEP}", pair=f"{CLS} $A {SEP} $B {SEP}", special_tokens=[(CLS, cls_id), (SEP, sep_id)]
@@ -62,34 +58,6 @@ def train_tokenizer(sentences: Iterable[str], kind: str, vocab_size: int | None)
     # [MASK] takes the space before it, so that the word after it looks as it would after any word
     tokenizer.add_special_tokens([AddedToken(MASK, lstrip=True, special=True)])
     return tokenizer
-
-
-def train_subwords(tokenizer: Tokenizer, sentences: Iterable[str], vocab_size: int | None) -> None:
-    """Learn the merges of byte pair encoding. vocab_size None: the text decides how many."""
-    n_characters = 0
-
-    def pieces() -> Iterator[str]:
-        nonlocal n_characters
-        for sentence in sentences:
-            n_characters += len(sentence)
-            yield LONG_WORD.sub(r"\g<0> ", sentence)
-
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = BpeTrainer(
-        vocab_size=vocab_size or MAX_SUBWORDS,
-        min_frequency=0 if vocab_size else MIN_FREQUENCY,
-        special_tokens=SPECIAL_TOKENS,
-        initial_alphabet=alphabet,
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(pieces(), trainer)
-    if vocab_size is None:  # the first merges are those that a smaller vocabulary would have
-        model = json.loads(tokenizer.to_str())["model"]
-        n_merges = n_characters // CHARACTERS_PER_SUBWORD
-        size = len(SPECIAL_TOKENS) + len(alphabet) + n_merges
-        vocabulary = {token: i for token, i in model["vocab"].items() if i < size}
-        merges = [tuple(merge) for merge in model["merges"][:n_merges]]
-        tokenizer.model = models.BPE(vocabulary, merges, unk_token=UNK)
 
 
 @contextmanager

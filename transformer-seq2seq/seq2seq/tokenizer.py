@@ -1,12 +1,13 @@
 """The tokenizers: learn one from a text, load it, and turn its token ids back into text."""
 
-import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from tokenizers.trainers import BpeTrainer, WordLevelTrainer
+from tokenizers.trainers import WordLevelTrainer
+
+from .common.subwords import train_subwords
 
 EOS, UNK, PAD = "</s>", "<unk>", "<pad>"  # MarianMT's names; the first two ids and the last one
 # A word has the space before it as its first character, whatever stands there; a word that follows without a space,
@@ -25,9 +26,6 @@ CLOSED_UP = rf"(?<={CLOSE_UP})(?={LETTER})"
 OLD_MARK = rf"[^\w{SPACE}'’-]"  # of models from before words were the same behind every mark
 PATTERNS = {SPACES, INVISIBLE, MARK, GLUED, CLOSED_UP, OLD_MARK}  # all regular expressions in these tokenizers
 TOKENIZING = 2  # goes up when another version makes other tokens of a text
-LONG_WORD = re.compile(r"\S{1000}")  # the time to learn subwords from one word grows with its square
-# Subwords that are rare teach nothing, and those of a small text soon are whole sentences
-MIN_FREQUENCY, CHARACTERS_PER_SUBWORD, MAX_SUBWORDS = 10, 400, 8_000
 
 
 def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int | None) -> Tokenizer:
@@ -35,7 +33,7 @@ def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int | None) -> 
 
     kind "word": words and punctuation marks are tokens, rare ones are <unk>.
     kind "bpe": byte pair encoding over bytes (Sennrich et al. 2016; Radford et al. 2019), never <unk>. Without
-    vocab_size, the text decides: one subword for CHARACTERS_PER_SUBWORD characters, none that is rare.
+    vocab_size, the text decides.
     Decoding gives back the text except for repeated spaces, and, from words, soft hyphens and zero-width spaces.
     """
     parts = [normalizers.NFC(), normalizers.Replace(Regex(SPACES), " "), normalizers.Strip()]
@@ -50,7 +48,7 @@ def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int | None) -> 
         tokenizer.normalizer = normalizers.Sequence(parts)
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
-        train_subwords(tokenizer, texts, vocab_size and vocab_size - 1, [EOS, UNK])
+        train_subwords(tokenizer, texts, vocab_size and vocab_size - 1, [EOS, UNK], UNK)
     tokenizer.add_special_tokens([PAD])
     tokenizer.encode_special_tokens = True  # "</s>" in a text is text
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -90,34 +88,6 @@ def word_normalizer(parts: list[normalizers.Normalizer], closed_up: bool) -> nor
             *(signs if closed_up else [normalizers.Replace(Regex(GLUED), SPACE)]),
         ]
     )
-
-
-def train_subwords(tokenizer: Tokenizer, texts: Iterable[str], vocab_size: int | None, special: list[str]) -> None:
-    """Learn the merges of byte pair encoding. vocab_size None: the text decides how many."""
-    n_characters = 0
-
-    def pieces() -> Iterator[str]:
-        nonlocal n_characters
-        for text in texts:
-            n_characters += len(text)
-            yield LONG_WORD.sub(r"\g<0> ", text)
-
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = BpeTrainer(
-        vocab_size=vocab_size or MAX_SUBWORDS,
-        min_frequency=0 if vocab_size else MIN_FREQUENCY,
-        special_tokens=special,
-        initial_alphabet=alphabet,
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(pieces(), trainer)
-    if vocab_size is None:  # the first merges are those that a smaller vocabulary would have
-        model = json.loads(tokenizer.to_str())["model"]
-        n_merges = n_characters // CHARACTERS_PER_SUBWORD
-        size = len(special) + len(alphabet) + n_merges
-        vocabulary = {token: i for token, i in model["vocab"].items() if i < size}
-        merges = [tuple(merge) for merge in model["merges"][:n_merges]]
-        tokenizer.model = models.BPE(vocabulary, merges, unk_token=UNK)
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
