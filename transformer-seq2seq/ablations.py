@@ -1,22 +1,27 @@
 """Train the default model again without one mechanism at a time, to see what each is good for.
 
     python3 ablations.py                              all of them, three seeds: about ten minutes on two cores
-    python3 ablations.py --list                       what each takes out, and what it was predicted to do
+    python3 ablations.py --list                       what each takes out or puts in, and was predicted to do
     python3 ablations.py no-positions no-causal-mask  these alone, beside the default
+    python3 ablations.py relative-positions --pairs my.tsv --held-out other.tsv --output my-ablations
 
-Every run reads the bundled pairs for a quarter of train.py's epochs, in batches of half the size, and is
-judged by its final weights. Writes to --output (default: samples/ beside this file): ablations.jsonl (a line for
-every finished run), ablations.md (the table), ablations.png (the learning curves). There are as many processes as
-PyTorch would use threads (OMP_NUM_THREADS); the results do not depend on their number.
+Some are exchanges, which put another mechanism in place of the paper's; they run when they are named.
+
+Every run reads the bundled pairs, or those of --pairs, for a quarter of train.py's epochs, in batches of half the
+size, and is judged by its final weights. Writes to --output (default: samples/ beside this file): ablations.jsonl (a
+line for every finished run), ablations.md (the table), ablations.png (the learning curves). There are as many processes
+as PyTorch would use threads (OMP_NUM_THREADS); the results do not depend on their number.
 """
 
 import inspect
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from textwrap import shorten
+from types import MethodType
 
 from seq2seq.common.command_line import run_script  # isort: skip (before PyTorch: a quiet Ctrl-C)
 
@@ -28,13 +33,18 @@ from seq2seq.common.distributed import DistributedContext
 from seq2seq.common.errors import InputError
 from seq2seq.common.experiments import Job, Study
 from seq2seq.config import TrainConfig
+from seq2seq.dataset import short_enough
 from seq2seq.loss import IGNORE
-from seq2seq.metrics import Prompt, answer_all, bleu_and_chrf, exact_match, exact_match_by_kind, group
+from seq2seq.metrics import MAX_COMPARED, Prompt, answer_all, bleu_and_chrf, exact_match, exact_match_by_kind, group
+from seq2seq.muon import make_optimizers
+from seq2seq.pairs import Pair
 from train import Trainer, build_trainer
-from transformer import MultiHeadAttention
+from train import parse_args as parse_training_args
+from transformer import Cache, DecoderLayer, EncoderLayer, KeysValues, MultiHeadAttention, sinusoids
 
 BATCH_TOKENS = 512
 RECALL_EVERY, CURVE_EVERY = 5, 4  # of the training pairs; of new answers and rewrites along the curve
+MAX_RECALLED, MAX_ON_CURVE = 1000, 100  # the same in numbers, for pairs of one's own
 EXAMPLE = "The child explains the lesson"  # held out
 
 study = Study(
@@ -56,6 +66,39 @@ in new ways, and for new active sentences. BLEU: of the outputs for all held-out
     below=("combinations", "new answers, rewrites"),
     output=Path(__file__).parent / "samples",
     remark=lambda result: f" `{EXAMPLE}` → `{shorten(result['example'], 60, placeholder=' ...')}`",
+    config=TrainConfig,
+    own_flags=(
+        "pairs",
+        "held_out",
+        "source_column",
+        "target_column",
+        "tokenizer",
+        "vocab_size",
+        "d_model",
+        "n_layers",
+        "n_heads",
+        "d_ff",
+        "dropout",
+        "optimizer",
+        "learning_rate",
+        "warmup_steps",
+    ),
+)
+study.own = replace(
+    study,
+    measures={
+        "train_loss": ("training loss", ".3f"),
+        "recall": ("training pairs", ".1%"),
+        "held_out": ("held-out pairs", ".1%"),
+        "chrf": ("chrF", ".1f"),
+    },
+    legend=f"""\
+Mean over the seeds and, in brackets, the range. Training loss: of the last epoch, in nats a target token,
+under teacher forcing, label smoothing's share left out. Training pairs, held-out pairs: the share of greedy
+outputs that are a reference to the letter, for at most {MAX_RECALLED:,} training prompts and for all that are held
+out; the pictures have the latter for at most {MAX_ON_CURVE}. chrF: of the outputs for all held-out prompts.""",
+    below=("combinations", "held-out pairs"),
+    remark=lambda result: "",
 )
 
 
@@ -149,12 +192,144 @@ def no_padding_mask(trainer: Trainer) -> None:
         change_argument(layer, "memory_mask", torch.ones_like)
 
 
+def replace_forward(layer: nn.Module, forward: Callable) -> None:
+    """Give a layer another forward, which must take the same arguments."""
+    before, after = (list(inspect.signature(one).parameters) for one in (type(layer).forward, forward))
+    if before != after:
+        raise TypeError(f"{type(layer).__name__}.forward takes {before}, its replacement {after}")
+    layer.forward = MethodType(forward, layer)
+
+
+class RelativeAttention(MultiHeadAttention):
+    """Self-attention in which a score depends on what stands there and on how far away it is (Dai et al. 2019,
+    "Transformer-XL", section 3.3; without their recurrence, as Csordás et al. 2021 have it).
+
+        score_ij = ((q_i + u)^T k_j + (q_i + v)^T W r_{i-j}) / sqrt(d_k)
+
+    r_{i-j} is the sinusoid of the distance, shifted by a constant, so that there are no negative ones: a rotation,
+    which W takes in. u and v are learnt, a vector for each head.
+    """
+
+    def __init__(self, usual: MultiHeadAttention, max_length: int):
+        d_model = usual.output.in_features
+        super().__init__(d_model, usual.n_heads)
+        self.load_state_dict(usual.state_dict())
+        self.distance = nn.Linear(d_model, d_model, bias=False)  # W
+        nn.init.xavier_uniform_(self.distance.weight)
+        self.content_bias = nn.Parameter(torch.zeros(self.n_heads, 1, self.d_k))  # u
+        self.distance_bias = nn.Parameter(torch.zeros(self.n_heads, 1, self.d_k))  # v
+        self.register_buffer("sinusoids", sinusoids(2 * max_length - 1, d_model), persistent=False)
+
+    def forward(
+        self, x: Tensor, keys_values: KeysValues, mask: Tensor | None, need_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Compute what MultiHeadAttention does. The last query stands where the last key does, with a cache too."""
+        k, v = keys_values
+        q = self.query(x).view(len(k), -1, self.n_heads, self.d_k).transpose(1, 2)  # (B, H, T, K)
+        queries, keys = q.size(2), k.size(2)
+        nearest, middle = torch.arange(keys, device=x.device), len(self.sinusoids) // 2
+        r = self.distance(self.sinusoids[middle - keys + 1 : middle + keys])  # (2 S - 1, D)
+        r = r.view(-1, self.n_heads, self.d_k).transpose(0, 1)  # (H, 2 S - 1, K)
+        index = nearest[keys - queries :, None] - nearest + keys - 1  # (T, S), the row of i - j
+        with torch.autocast(x.device.type, enabled=False):
+            q, k, v, r = q.float(), k.float(), v.float(), r.float()
+            by_distance = (q + self.distance_bias) @ r.mT  # (B, H, T, 2 S - 1)
+            by_distance = by_distance.gather(-1, index.expand(*by_distance.shape[:2], -1, -1))  # (B, H, T, S)
+            scores = ((q + self.content_bias) @ k.mT + by_distance) / math.sqrt(self.d_k)
+            if mask is not None:
+                scores = scores.masked_fill(~mask, -math.inf)
+            weights = scores.softmax(dim=-1)
+            heads = weights @ v
+        return self.output(heads.transpose(1, 2).reshape(x.shape)), weights
+
+
+@study.exchange(
+    "On the bundled pairs nothing changes, for no sentence there is longer than those in training. On SCAN's pairs of "
+    "more than 26 actions, trained on the shorter ones, nearly all outputs come out right where the default has "
+    "almost none: it has never seen the positions behind the 26th, and distances are as they were."
+)
+def relative_positions(trainer: Trainer) -> None:
+    """Relative positions (Transformer-XL's) in the self-attention of encoder and decoder, for the sinusoids that are
+    added to the embeddings."""
+    trainer.model.embeddings.positions.zero_()
+    for layer in [*trainer.model.encoder, *trainer.model.decoder]:
+        relative = RelativeAttention(layer.self_attention, trainer.model.config.max_length)
+        layer.self_attention = relative.to(trainer.context.device)
+
+
+@study.exchange(
+    "With two layers and a warm-up, post-norm trains well too: the first epochs are faster, and the end is within the "
+    "range of the default's seeds."
+)
+def pre_norm(trainer: Trainer) -> None:
+    """LayerNorm before each sublayer, x + Sublayer(LayerNorm(x)), and once more behind the last layer of each stack,
+    for LayerNorm(x + Sublayer(x))."""
+
+    def encoder(self: EncoderLayer, x: Tensor, mask: Tensor, need_weights: bool = False):
+        normed = self.self_attention_norm(x)
+        attended, weights = self.self_attention(normed, self.self_attention.keys_values(normed), mask, need_weights)
+        x = x + self.dropout(attended)
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), weights
+
+    def decoder(
+        self: DecoderLayer,
+        x: Tensor,
+        target_mask: Tensor | None,
+        memory: Tensor,
+        memory_mask: Tensor,
+        cache: Cache | None = None,
+        need_weights: bool = False,
+    ):
+        normed = self.self_attention_norm(x)
+        target_kv, memory_kv = (cache or Cache()).update(self, normed, memory)
+        attended, self_weights = self.self_attention(normed, target_kv, target_mask, need_weights)
+        x = x + self.dropout(attended)
+        normed = self.cross_attention_norm(x)
+        attended, cross_weights = self.cross_attention(normed, memory_kv, memory_mask, need_weights)
+        x = x + self.dropout(attended)
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), self_weights, cross_weights
+
+    model = trainer.model
+    for stack, forward in ((model.encoder, encoder), (model.decoder, decoder)):
+        for layer in stack:
+            replace_forward(layer, forward)
+        stack[-1].last_norm = nn.LayerNorm(model.config.d_model, device=trainer.context.device)
+        stack[-1].register_forward_hook(lambda layer, _args, out: (layer.last_norm(out[0]), *out[1:]))
+
+
+@study.exchange(
+    "Beside positions of size 1 the words begin eleven times smaller, so that at first places are seen and words are "
+    "not: learning is slower, and everything ends lower on the bundled pairs."
+)
+def no_embedding_scale(trainer: Trainer) -> None:
+    """Embeddings as they are, for those times sqrt(d_model): a word begins much smaller than its position."""
+    scale = math.sqrt(trainer.model.config.d_model)
+    trainer.model.embeddings.token.register_forward_hook(lambda _m, _i, embedded: embedded / scale)
+
+
 def prepare(job: Job, folder: Path) -> Trainer:
-    """Return the default's trainer, without what the ablation takes out. folder: a place for the token ids."""
-    config = TrainConfig(epochs=job.epochs, batch_tokens=BATCH_TOKENS, seed=job.seed, output=folder)
+    """Return the default's trainer, changed as the ablation says. folder: a place for the token ids."""
+    config, _ = parse_training_args(job.flags)
+    config = replace(config, epochs=job.epochs, batch_tokens=BATCH_TOKENS, seed=job.seed, output=folder)
     trainer = build_trainer(config, DistributedContext(torch.device(job.device)))
     study.ablations[job.name].apply(trainer)
+    trainer.optimizers = make_optimizers(trainer.model, config.optimizer, config.precision)  # for new weights
     return trainer
+
+
+def own_prompts(trainer: Trainer, pairs: Iterable[Pair], most: int = MAX_COMPARED) -> list[Prompt]:
+    """Return at most so many prompts of pairs of one's own that fit the model, evenly spaced."""
+    pairs = islice(pairs, MAX_COMPARED)
+    prompts = group(short_enough(pairs, trainer.data.tokenizer, trainer.model.config.max_length))
+    return prompts[:: -(-len(prompts) // most)]
+
+
+def on_curve(trainer: Trainer, own: bool) -> list[Prompt]:
+    """Return the held-out prompts that are answered after every epoch."""
+    if own:
+        return own_prompts(trainer, trainer.data.pairs.held_out, MAX_ON_CURVE)
+    held_out = group(trainer.data.pairs.held_out)
+    return [prompt for prompt in held_out if prompt.kind in ("answer", "rewrite")][::CURVE_EVERY]
 
 
 def outputs(trainer: Trainer, prompts: list[Prompt], stopped: int | None) -> list[str]:
@@ -164,10 +339,12 @@ def outputs(trainer: Trainer, prompts: list[Prompt], stopped: int | None) -> lis
     return answer_all(trainer.model, trainer.data.tokenizer, prompts)
 
 
-def learn(trainer: Trainer, epochs: int, epoch_done: Callable[[], None]) -> tuple[list[dict], int | None]:
-    """Train for some epochs -> the curve, and the step at which the loss was no longer finite, else None."""
-    combinations = [prompt for prompt in group(trainer.data.pairs.held_out) if prompt.kind in ("answer", "rewrite")]
-    some, progress, curve, stopped = combinations[::CURVE_EVERY], trainer.progress, [], None
+def learn(
+    trainer: Trainer, epochs: int, some: list[Prompt], epoch_done: Callable[[], None]
+) -> tuple[list[dict], int | None]:
+    """Train for some epochs -> the curve, with the share of some prompts that are answered right, and the step at which
+    the loss was no longer finite, else None."""
+    progress, curve, stopped = trainer.progress, [], None
     n_steps = epochs * len(trainer.batches(0))
     for epoch in range(epochs):
         try:
@@ -186,24 +363,45 @@ def learn(trainer: Trainer, epochs: int, epoch_done: Callable[[], None]) -> tupl
     return curve, stopped
 
 
+def measure(trainer: Trainer, stopped: int | None) -> dict:
+    """Measure what a run on the bundled pairs has learnt -> the measures, and an example's output."""
+    recalled, held_out = group(list(trainer.data.pairs)[::RECALL_EVERY]), group(trainer.data.pairs.held_out)
+    found = outputs(trainer, held_out, stopped)
+    by_kind = exact_match_by_kind(found, held_out)
+    return {
+        "recall": exact_match(outputs(trainer, recalled, stopped), recalled),
+        "answer": by_kind["answer"],
+        "rewrite": by_kind["rewrite"],
+        "bleu": bleu_and_chrf(found, [prompt.references for prompt in held_out])[0]["bleu"],
+        "example": found[[prompt.source for prompt in held_out].index(EXAMPLE)],
+    }
+
+
+def measure_own(trainer: Trainer, stopped: int | None) -> dict:
+    """Measure what a run on one's own pairs has learnt -> the measures."""
+    recalled = own_prompts(trainer, trainer.data.pairs, MAX_RECALLED)
+    held_out = own_prompts(trainer, trainer.data.pairs.held_out)
+    found = outputs(trainer, held_out, stopped)
+    return {
+        "recall": exact_match(outputs(trainer, recalled, stopped), recalled),
+        "held_out": exact_match(found, held_out),
+        "chrf": bleu_and_chrf(found, [prompt.references for prompt in held_out])[0]["chrf"],
+    }
+
+
 def experiment(job: Job, epoch_done: Callable[[], None]) -> dict:
-    """Train and measure on one thread -> the fields of the job, the measures, the curve, and an example's output."""
+    """Train and measure on one thread -> the fields of the job, the measures and the curve."""
     torch.set_num_threads(1)  # models this small gain little from a second one
+    own = bool(job.flags)
     with tempfile.TemporaryDirectory() as folder:
         trainer = prepare(job, Path(folder))
-        curve, stopped = learn(trainer, job.epochs, epoch_done)
-        recalled, held_out = group(list(trainer.data.pairs)[::RECALL_EVERY]), group(trainer.data.pairs.held_out)
-        found = outputs(trainer, held_out, stopped)
-        by_kind = exact_match_by_kind(found, held_out)
+        curve, stopped = learn(trainer, job.epochs, on_curve(trainer, own), epoch_done)
+        measures = (measure_own if own else measure)(trainer, stopped)
         return {
             **vars(job),
             "stopped": stopped,
             "train_loss": curve[-1]["train_loss"],
-            "recall": exact_match(outputs(trainer, recalled, stopped), recalled),
-            "answer": by_kind["answer"],
-            "rewrite": by_kind["rewrite"],
-            "bleu": bleu_and_chrf(found, [prompt.references for prompt in held_out])[0]["bleu"],
-            "example": found[[prompt.source for prompt in held_out].index(EXAMPLE)],
+            **measures,
             "curve": curve,
         }
 

@@ -1,5 +1,5 @@
-"""Ablations: the default model trained again without one mechanism at a time, each run in a process of its own,
-then compared in a table and in small pictures beside the default's.
+"""Ablations: the default model trained again without one mechanism at a time, or with another in its place, each run
+in a process of its own, then compared in a table and in small pictures beside the default's.
 
 A result is a dict: the fields of the run's Job, a number for every measure, `stopped` (the step at which the
 loss was no longer finite, else None), and `curve`, a list of points {"epoch": ..., measure: ...}.
@@ -12,7 +12,7 @@ import signal
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import compress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .command_line import Interrupt, Parser, int_in, pick_device
+from .command_line import Interrupt, Parser, add_flags, flag_name, int_in, pick_device
 from .errors import InputError
 from .files import make_output_folder, write_text
 
@@ -31,12 +31,14 @@ DEFAULT = "default"
 
 @dataclass(frozen=True)
 class Job:
-    """One run: an ablation, by name, and a seed."""
+    """One run: an ablation, by name, a seed, and the flags of the training script that name a text and sizes of
+    one's own."""
 
     name: str
     seed: int
     epochs: int
     device: str
+    flags: list[str] = field(default_factory=list)
 
 
 Work = Callable[[Job, Callable[[], None]], dict]  # (job, to be called after each of its epochs) -> its result
@@ -44,12 +46,18 @@ Work = Callable[[Job, Callable[[], None]], dict]  # (job, to be called after eac
 
 @dataclass(frozen=True)
 class Ablation:
-    """What is taken out, what was predicted before it was tried, and the function that does it to a trainer
-    that has not begun."""
+    """What is taken out or, in an exchange, what takes its place; what was predicted before it was tried; and the
+    function that does it to a trainer that has not begun."""
 
     removes: str
     prediction: str
     apply: Callable[[Any], None]
+    is_exchange: bool = False
+
+    @property
+    def verb(self) -> str:
+        """The word between the name and what is removed."""
+        return "puts in" if self.is_exchange else "takes out"
 
 
 @dataclass
@@ -58,7 +66,8 @@ class Study:
 
     measures: key of a result -> head of its column, format of its numbers. above, below: what the pictures
     show, (key of the curves' points, label); what is below is a share. remark: text to add to an ablation's
-    line in the table's notes, from one of its results.
+    line in the table's notes, from one of its results. own: how runs with a text of one's own are measured; config:
+    the training script's settings, of which own_flags can be given then.
     """
 
     epochs: int
@@ -70,13 +79,20 @@ class Study:
     output: Path
     remark: Callable[[dict], str] = lambda result: ""
     ablations: dict[str, Ablation] = field(default_factory=dict)
+    own: "Study | None" = None
+    config: type | None = None
+    own_flags: tuple[str, ...] = ()
 
-    def ablation(self, prediction: str) -> Callable:
+    def exchange(self, prediction: str) -> Callable:
+        """Make an exchange of the function below, which runs only if it is named: its docstring is what it puts in."""
+        return self.ablation(prediction, is_exchange=True)
+
+    def ablation(self, prediction: str, is_exchange: bool = False) -> Callable:
         """Make an ablation of the function below: its name is the ablation's, its docstring what it removes."""
 
         def add(apply: Callable[[Any], None]) -> Callable[[Any], None]:
             removes = " ".join(apply.__doc__.split())
-            self.ablations[apply.__name__.replace("_", "-")] = Ablation(removes, prediction, apply)
+            self.ablations[apply.__name__.replace("_", "-")] = Ablation(removes, prediction, apply, is_exchange)
             return apply
 
         return add
@@ -85,14 +101,20 @@ class Study:
         """Parse the flags of ablations.py."""
         parser = Parser(description)
         add = parser.add_argument
-        add("names", nargs="*", metavar="NAME", help="which to run (default: all)")
-        add("--list", action="store_true", help="print what each takes out and was predicted to do")
+        add("names", nargs="*", metavar="NAME", help="which to run (default: all that take something out)")
+        add("--list", action="store_true", help="print what each takes out or puts in, and was predicted to do")
         add("--seeds", type=int_in(1, 1000), default=self.seeds, help="runs of each, with the seeds 0, 1, ...")
         add("--epochs", type=int_in(1, 100_000), default=self.epochs, help="passes over the training text")
         add("--resume", action="store_true", help="keep the finished runs in --output, and do the others")
         add("--output", type=Path, default=self.output, metavar="DIR", help="where to write")
+        if self.config:
+            add_flags(parser, self.config, omit={one.name for one in fields(self.config)} - {*self.own_flags})
         parser.add_device(default="cpu")  # a process for each thread would crowd a GPU
         args = parser.parse_args(argv)
+        args.flags = []
+        for one in fields(self.config) if self.config else ():
+            if one.name in self.own_flags and (value := getattr(args, one.name)) != one.default:
+                args.flags += map(str, [flag_name(one.name), *(value if isinstance(value, list) else [value])])
         for name in args.names:
             if name not in self.ablations:
                 parser.error(f"no ablation is called {name!r}; there are {', '.join(self.ablations)}")
@@ -103,11 +125,16 @@ class Study:
         args = self.parse_args(description, argv)
         if args.list:
             for name, entry in self.ablations.items():
-                print(f"{name}\n    takes out: {entry.removes}\n    predicted: {entry.prediction}")
+                print(f"{name}\n    {entry.verb}: {entry.removes}\n    predicted: {entry.prediction}")
             return
+        (self.own if args.flags else self).run(args, work)
+
+    def run(self, args: argparse.Namespace, work: Work) -> None:
+        """Do the runs that the flags ask for."""
         device = pick_device(args.device).type
-        names = list(dict.fromkeys([DEFAULT, *(args.names or self.ablations)]))
-        jobs = [Job(name, seed, args.epochs, device) for seed in range(args.seeds) for name in names]
+        usual = [name for name, entry in self.ablations.items() if not entry.is_exchange]
+        names = list(dict.fromkeys([DEFAULT, *(args.names or usual)]))
+        jobs = [Job(name, seed, args.epochs, device, args.flags) for seed in range(args.seeds) for name in names]
         make_output_folder(args.output)
         path = args.output / "ablations.jsonl"
         results, others = read_results(path, jobs, self.measures) if args.resume else ([], [])
@@ -133,13 +160,14 @@ class Study:
         command = " ".join([f"python3 {Path(sys.argv[0]).name}", *args.names])
         for name, value, usual in (("seeds", args.seeds, self.seeds), ("epochs", args.epochs, self.epochs)):
             command += f" --{name} {value}" if value != usual else ""
+        command = " ".join([command, *results[0].get("flags", [])])  # older rows have none
         text = f"`{command}`\n\n{table(results, self.measures)}\n\n{self.legend}\n\n"
         firsts: dict[str, dict] = {}
         for result in results:
             firsts.setdefault(result["name"], result)
         for result in firsts.values():
             entry = self.ablations[result["name"]]
-            text += f"- **{result['name']}** takes out: {entry.removes} Predicted: {entry.prediction}"
+            text += f"- **{result['name']}** {entry.verb}: {entry.removes} Predicted: {entry.prediction}"
             text += f"{self.remark(result)}\n"
         write_text(args.output / "ablations.md", text)
         if {DEFAULT} < {result["name"] for result in results}:
@@ -147,11 +175,15 @@ class Study:
 
 
 def serve(work: Work, parent: Connection) -> None:
-    """Do the jobs that the parent process sends, until it ends."""
+    """Do the jobs that the parent process sends, until it ends; what a user did wrong is the parent's to say."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; the parent decides
     try:
         while True:
-            parent.send(work(parent.recv(), lambda: parent.send(None)))
+            job = parent.recv()
+            try:
+                parent.send(work(job, lambda: parent.send(None)))
+            except InputError as error:
+                parent.send(error)
     except (EOFError, ConnectionError):  # the parent is gone
         return
 
@@ -182,6 +214,8 @@ def run_in_processes(work: Work, jobs: list[Job], n_processes: int, part_done: C
                 if result is None:
                     part_done()
                     continue
+                if isinstance(result, InputError):
+                    raise result
                 missing -= 1
                 if waiting:
                     connection.send(waiting.pop())
@@ -207,7 +241,7 @@ def read_results(path: Path, jobs: list[Job], measures: Iterable[str]) -> tuple[
         wanted, needed = [vars(job) for job in jobs], {"stopped", "curve", *measures}
         if any(needed - result.keys() for result in results):
             raise KeyError
-        asked = [{name: result[name] for name in wanted[0]} in wanted for result in results]
+        asked = [{name: ({"flags": []} | result)[name] for name in wanted[0]} in wanted for result in results]
         return list(compress(results, asked)), [r for r, mine in zip(results, asked, strict=True) if not mine]
     except (ValueError, TypeError, KeyError, AttributeError):
         raise InputError(f"{path}: is damaged; run without --resume") from None
@@ -268,6 +302,6 @@ def draw_results(results: list[dict], above: tuple[str, str], below: tuple[str, 
                 axes.set(ylim=(0, 1.05), xlabel="epoch")
                 axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     handles = reversed(grid[0, 0].lines)
-    labels = ["ablated: mean and range of the seeds", DEFAULT]
+    labels = ["changed: mean and range of the seeds", DEFAULT]
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     save_figure(figure, path, dpi=110)

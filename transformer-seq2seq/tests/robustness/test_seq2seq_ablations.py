@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from seq2seq_reference import reference_stack
+from torch import nn
 
 import train
 from decoding import generate
@@ -23,7 +25,7 @@ from seq2seq.common.distributed import DistributedContext
 from seq2seq.common.experiments import Ablation, Job, table, write_results
 from seq2seq.config import TrainConfig
 from seq2seq.loss import IGNORE
-from transformer import Attentions, DecoderLayer, padding_mask
+from transformer import Attentions, Cache, DecoderLayer, causal_mask, padding_mask
 
 FOLDER = Path(__file__).parents[2]
 LAB = (FOLDER / "LAB.md").read_text(encoding="utf-8")
@@ -38,6 +40,7 @@ NAMES = [
     "no-label-smoothing",
     "no-padding-mask",
 ]
+EXCHANGES = ["relative-positions", "pre-norm", "no-embedding-scale"]  # run only if they are named
 
 
 @pytest.fixture
@@ -219,11 +222,141 @@ def test_an_argument_is_changed_wherever_it_stands(ablations):
     assert layer("x") == layer("x", 1, None) == ("x", 1, None, 2)
 
 
+def test_relative_attention_is_transformer_xls(build):
+    """Term by term (Dai et al. 2019, section 3.3), with distances to both sides; fewer queries are the last ones."""
+    layer = build("relative-positions").model.encoder[0].self_attention
+    with torch.no_grad():
+        layer.content_bias.normal_()
+        layer.distance_bias.normal_()
+    x, mask = torch.randn(2, 5, 32), torch.ones(2, 1, 5, 5, dtype=torch.bool)
+    mask[1, ..., 3] = False
+    heads, weights = layer(x, layer.keys_values(x), mask, need_weights=True)
+    q, (k, v) = layer.query(x).view(2, 5, 2, 16).transpose(1, 2), layer.keys_values(x)
+    expected = torch.full((2, 2, 5, 5), -torch.inf)
+    for b, h, i, j in mask.expand(2, 2, 5, 5).nonzero().tolist():
+        r = layer.distance(layer.sinusoids[len(layer.sinusoids) // 2 + i - j]).view(2, 16)[h]
+        content, distance = q[b, h, i] + layer.content_bias[h, 0], q[b, h, i] + layer.distance_bias[h, 0]
+        expected[b, h, i, j] = (content @ k[b, h, j] + distance @ r) / 4
+    expected = expected.softmax(dim=-1)
+    assert close(weights, expected)
+    assert close(heads, layer.output((expected @ v).transpose(1, 2).flatten(2)))
+    last, _ = layer(x[:, 3:], layer.keys_values(x), mask[:, :, 3:])
+    assert close(last, heads[:, 3:])
+
+
+def test_relative_positions_are_the_same_further_on(build):
+    """Two places further on, behind padding, a sentence is read as at the beginning, and its order still counts."""
+    for name, seen in ("default", True), ("relative-positions", False):
+        model = build(name).model
+        later = F.pad(SOURCE, (2, 0), value=model.config.pad_id)
+        assert close(model.encode(later)[0][:, 2:], model.encode(SOURCE)[0]) != seen
+        order = [1, 0, 3, 2, 4]
+        assert not close(model.encode(SOURCE[:, order])[0], model.encode(SOURCE)[0][:, order])
+
+
+@pytest.mark.parametrize("name", ["relative-positions", "pre-norm", "no-embedding-scale"])
+def test_exchanges_keep_the_decoder_causal_and_its_cache_right(build, name):
+    """Word by word, in pieces, and all at once: the same hidden states, which no later word changes."""
+    trainer = build(name)
+    model, target = trainer.model, target_of(trainer)
+    whole = model.hidden_states(SOURCE, target)
+    other = target.clone()
+    other[0, 3] = 12
+    assert close(model.hidden_states(SOURCE, other)[:, :3], whole[:, :3])
+    assert not close(model.hidden_states(SOURCE, other)[:, 3:], whole[:, 3:])
+    memory, mask = model.encode(SOURCE)[0], padding_mask(SOURCE, model.config.pad_id)
+    for sizes in [1, 1, 1, 1], [2, 1, 1], [1, 3]:
+        cache = Cache()
+        parts = [model.decode(part, memory, mask, cache) for part in target.split(sizes, dim=1)]
+        assert close(torch.cat(parts, dim=1), whole)
+
+
+def test_generation_under_an_exchange_is_that_of_the_whole_decoder(build):
+    """Greedy and beam search, whose hypotheses change rows of the cache."""
+    for name in EXCHANGES:
+        model = build(name).model
+        source = torch.cat([SOURCE, SOURCE.flip(1).roll(-1)])
+        for beam in 1, 3:
+            for row, found in enumerate(generate(model, source, 6, beam)):
+                for hypothesis in found:
+                    ids = hypothesis.ids + [model.config.eos_id] * hypothesis.finished
+                    read = torch.tensor([[model.config.pad_id, *ids[:-1]]])
+                    log_probs = model(source[row : row + 1], read).log_softmax(dim=-1)[0].detach()
+                    assert close(log_probs[range(len(ids)), ids].sum(), torch.tensor(hypothesis.log_probability))
+
+
+def test_pre_norm_is_pytorchs(build):
+    """Both stacks equal torch.nn's with norm_first=True and the same weights."""
+    trainer = build("pre-norm")
+    model, target, config = trainer.model, target_of(trainer), trainer.model.config
+    last_norms = [stack[-1].last_norm for stack in (model.encoder, model.decoder)]
+    with torch.no_grad():
+        for norm in last_norms:
+            norm.weight.normal_()
+            norm.bias.normal_()
+    memory = model.embeddings(SOURCE)
+    for theirs in reference_stack(model.encoder, config, nn.TransformerEncoderLayer, norm_first=True):
+        memory = theirs(memory)
+    memory = last_norms[0](memory)
+    assert close(model.encode(SOURCE)[0], memory)
+    x, later = model.embeddings(target), ~causal_mask(target.size(1))[0, 0]
+    for theirs in reference_stack(model.decoder, config, nn.TransformerDecoderLayer, norm_first=True):
+        x = theirs(x, memory, tgt_mask=later)
+    assert close(model.hidden_states(SOURCE, target), last_norms[1](x))
+
+
+def test_without_the_embedding_scale_words_are_smaller_by_it(build):
+    usual, unscaled = (build(name).model.embeddings for name in ("default", "no-embedding-scale"))
+    words = usual(SOURCE) - usual.positions[:5]
+    assert close(unscaled(SOURCE) - unscaled.positions[:5], words / 32**0.5)
+
+
+def test_the_weights_of_an_exchange_are_trained(ablations, tmp_path):
+    for name in "relative-positions", "pre-norm":
+        trainer = ablations.prepare(Job(name, 0, 1, "cpu"), tmp_path)
+        before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+        trainer.update(trainer.batches(0)[0], 0.5)
+        assert not any(torch.equal(weight, before[name]) for name, weight in trainer.model.named_parameters())
+
+
+def test_pairs_of_ones_own_have_their_own_measures(command, tmp_path, training, held_out, sizes, write_pairs):
+    """The table says how many outputs are right to the letter, and the rows say which text they are of."""
+    pairs, asked = write_pairs(tmp_path / "pairs.tsv", training), write_pairs(tmp_path / "asked.tsv", held_out)
+    own = ["--pairs", str(pairs), "--held-out", str(asked), "--d-model", "32", "--n-heads", "2"]
+    flags = ["pre-norm", "--seeds", "1", "--epochs", "2", "--output", tmp_path / "out", *own]
+    done = command("ablations.py", *flags, fresh=True)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "out" / "ablations.jsonl").read_text().splitlines()]
+    assert [row["name"] for row in rows] == ["default", "pre-norm"]
+    assert all(row["flags"] == own and 0 <= row["held_out"] <= 1 and row["train_loss"] > 0 for row in rows)
+    assert re.search(r"\| +\| training loss +\| training pairs +\| held-out pairs +\| chrF", done.stdout)
+    text = (tmp_path / "out" / "ablations.md").read_text(encoding="utf-8")
+    assert text.startswith("`python3 ") and " ".join(own) in text.splitlines()[0]
+    assert "- **pre-norm** puts in: LayerNorm before" in text
+    assert (tmp_path / "out" / "ablations.png").exists()
+    again = command("ablations.py", *flags, "--resume")  # nothing is left to do
+    assert (again.returncode, again.stdout.count("held-out pairs")) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--pairs", "no-such.tsv"], "--pairs no-such.tsv"),
+        (["--d-model", "10", "--n-heads", "3"], "not a multiple"),
+    ],
+)
+def test_a_mistake_that_a_run_finds_is_one_line_too(command, tmp_path, flags, words):
+    flags = [*flags, "--seeds", "1", "--output", tmp_path / "out"]
+    done = command("ablations.py", "default", *flags, fresh=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert words in done.stderr
+
+
 def test_no_ablation_leaks_into_the_default(build):
     before = build()
     batch = before.data.train.batch([0, 1])
     logits = before.model(batch.source, batch.target)
-    for name in NAMES:
+    for name in [*NAMES, *EXCHANGES]:
         other = build(name)
         other.model(batch.source, other.data.train.batch([0, 1]).target)
     for trainer in before, build():
@@ -232,7 +365,7 @@ def test_no_ablation_leaks_into_the_default(build):
         assert trainer.config.label_smoothing == TrainConfig().label_smoothing
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *EXCHANGES])
 def test_every_ablation_trains_and_generates(name, build):
     trainer = build(name)
     before = [parameter.clone() for parameter in trainer.model.parameters()]
@@ -322,9 +455,10 @@ def test_the_list_names_all_with_their_predictions(script, ablations):
     status, out, err = script("ablations", "--list")
     assert (status, err) == (0, "")
     for name, entry in ablations.study.ablations.items():
-        assert f"{name}\n    takes out: {entry.removes}\n    predicted: {entry.prediction}\n" in out
+        verb = "puts in" if name in EXCHANGES else "takes out"
+        assert f"{name}\n    {verb}: {entry.removes}\n    predicted: {entry.prediction}\n" in out
         assert entry.prediction.endswith(".")
-    assert list(ablations.study.ablations) == NAMES
+    assert list(ablations.study.ablations) == [*NAMES, *EXCHANGES]
 
 
 @pytest.mark.parametrize(

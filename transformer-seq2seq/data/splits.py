@@ -1,0 +1,38 @@
+"""What the scripts that make public tasks share: their one flag, and the two files of a split."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+Pair = tuple[str, str]  # source, target
+
+
+def output_folder(description: str | None, argv: Sequence[str] | None = None) -> Path:
+    """Parse the flag --output and make the folder; if that fails, one line on stderr says why."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to write to")
+    folder = parser.parse_args(argv).output
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        stop(f"--output {folder}: cannot be made: {error.strerror}")
+    return folder
+
+
+def stop(message: str) -> None:
+    """Say what is wrong in one line, and end with status 2."""
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def write_split(folder: Path, name: str, train: Sequence[Pair], test: Sequence[Pair]) -> None:
+    """Write NAME.train.tsv and NAME.test.tsv, with a header, and say how many pairs they have."""
+    for part, pairs in (("train", train), ("test", test)):
+        path = folder / f"{name}.{part}.tsv"
+        lines = ["source\ttarget", *map("\t".join, pairs)]
+        try:
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+        except OSError as error:
+            stop(f"{path}: cannot be written: {error.strerror}")
+        print(f"{path.name}: {len(pairs):,} pairs")
