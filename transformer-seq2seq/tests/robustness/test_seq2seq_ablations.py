@@ -341,7 +341,7 @@ def test_pairs_of_ones_own_have_their_own_measures(command, tmp_path, training, 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--pairs", "no-such.tsv"], "--pairs no-such.tsv"),
+        (["--pairs", "no-such.tsv"], "no-such.tsv: no such file"),
         (["--d-model", "10", "--n-heads", "3"], "not a multiple"),
     ],
 )
