@@ -1,11 +1,15 @@
 """Train the default model again without one mechanism at a time, to see what each is good for.
 
     python3 ablations.py                            all of them, three seeds: about ten minutes on two cores
-    python3 ablations.py --list                     what each takes out, and what it was predicted to do
+    python3 ablations.py --list                     what each takes out or puts in, and was predicted to do
     python3 ablations.py no-positions one-head      these alone, beside the default
+    python3 ablations.py pre-norm --corpus my.txt --held-out other.txt --epochs 10 --output my-ablations
+
+Some are exchanges, which put another mechanism in place of BERT's; they run when they are named.
 
 Every run makes 70 passes over the bundled text where train_mlm.py makes 180, at a third higher learning rate, and is
-judged by its final weights. Writes to --output (default: results/ beside this file): ablations.jsonl (a line for
+judged by its final weights. A text of your own has measures that any text has: the loss and the accuracy at hidden
+tokens of held-out text. Writes to --output (default: results/ beside this file): ablations.jsonl (a line for
 every finished run), ablations.md (the table), ablations.png (the learning curves). There are as many processes as
 PyTorch would use threads (OMP_NUM_THREADS); the results do not depend on their number.
 """
@@ -14,6 +18,7 @@ import inspect
 import math
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -23,17 +28,19 @@ from mlm.common.command_line import run_script  # isort: skip (before PyTorch: a
 import torch
 from torch import Tensor, nn
 
-from encoder import EncoderLayer
+from encoder import EncoderLayer, MultiHeadSelfAttention, initialise
 from masking import IGNORE
 from mlm.cloze import Answers, EncodedCloze, accuracy, answer
 from mlm.common.distributed import DistributedContext
 from mlm.common.errors import InputError
 from mlm.common.experiments import Job, Study
 from mlm.config import TrainConfig
-from train_mlm import Trainer, build_trainer
+from train_mlm import Trainer, build_trainer, make_optimizer
+from train_mlm import parse_args as parse_training_args
 
 LEARNING_RATE = 4e-3
-CURVE_EVERY = 5  # epochs
+CURVE_POINTS = 14
+CLIP = 16  # the distance from which on relative positions do not differ
 
 study = Study(
     epochs=70,
@@ -53,6 +60,32 @@ training sentences, none hidden, that the model names when asked what stands the
     above=("train_loss", "training loss (nats)"),
     below=("recall", "recall (key words)"),
     output=Path(__file__).parent / "results",
+    config=TrainConfig,
+    own_flags=(
+        "corpus",
+        "held_out",
+        "tokenizer",
+        "vocab_size",
+        "d_model",
+        "n_layers",
+        "n_heads",
+        "d_ff",
+        "dropout",
+        "learning_rate",
+    ),
+)
+study.own = replace(
+    study,
+    measures={
+        "train_loss": ("training loss", ".3f"),
+        "held_out_loss": ("held-out loss", ".3f"),
+        "held_out": ("held-out tokens", ".1%"),
+    },
+    legend="""\
+Mean over the seeds and, in brackets, the range. Training loss: of the last epochs, in nats, over the
+positions that the run itself scores. Held-out loss, held-out tokens: at the hidden tokens of the held-out
+text, the same in all runs, the loss in nats and the share that is right.""",
+    below=("held_out", "held-out tokens"),
 )
 
 
@@ -184,11 +217,78 @@ def all_positions(trainer: Trainer) -> None:
     exchange(trainer, corrupt=corrupt)
 
 
+@study.exchange(
+    "With two layers and a warm-up, post-norm trains well too: the training loss falls faster in the first epochs, and "
+    "all ends within the range of the default's seeds."
+)
+def pre_norm(trainer: Trainer) -> None:
+    """LayerNorm before each sublayer, x + Sublayer(LayerNorm(x)), and once more behind the last layer, for
+    LayerNorm(x + Sublayer(x)). The one behind the embeddings stays."""
+
+    def forward(self: EncoderLayer, x: Tensor, mask: Tensor, need_weights: bool = False):
+        attended, weights = self.attention(self.attention_norm(x), mask, need_weights)
+        x = x + self.dropout(attended)
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), weights
+
+    encoder, config = trainer.model.encoder, trainer.model.config
+    for layer in encoder.layers:
+        replace_forward(layer, forward)
+    encoder.last_norm = nn.LayerNorm(config.d_model, config.layer_norm_eps, device=trainer.context.device)
+    encoder.register_forward_hook(lambda encoder, _args, out: (encoder.last_norm(out[0]), out[1]))
+
+
+class RelativeAttention(MultiHeadSelfAttention):
+    """Self-attention whose keys and values also say how far away they are (Shaw et al. 2018, "Self-Attention with
+    Relative Position Representations", section 3.2, equations 3 and 4).
+
+        z_i = sum_j softmax_j(score_ij) (x_j W^V + a^V_ij),    score_ij = x_i W^Q (x_j W^K + a^K_ij)^T / sqrt(d_k)
+
+    a^K_ij and a^V_ij are learned vectors for the distance j - i, which is clipped to -CLIP and CLIP. The heads of a
+    layer share them.
+    """
+
+    def __init__(self, usual: MultiHeadSelfAttention):
+        super().__init__(usual.output.in_features, usual.n_heads)
+        self.load_state_dict(usual.state_dict())
+        self.key_distance, self.value_distance = (nn.Embedding(2 * CLIP + 1, self.d_k) for _ in range(2))
+        for vectors in self.key_distance, self.value_distance:
+            initialise(vectors)
+
+    def forward(self, x: Tensor, mask: Tensor, need_weights: bool = False) -> tuple[Tensor, Tensor]:
+        """Compute what MultiHeadSelfAttention does, always with the weights."""
+        qkv = self.qkv(x).float().unflatten(-1, (3, self.n_heads, self.d_k))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, H, S, K)
+        place = torch.arange(x.size(1), device=x.device)
+        distance = (place - place[:, None]).clamp(-CLIP, CLIP) + CLIP  # (S, S)
+        with torch.autocast(x.device.type, enabled=False):
+            by_distance = torch.einsum("bhik,ijk->bhij", q, self.key_distance(distance))
+            scores = (q @ k.mT + by_distance) / math.sqrt(self.d_k)  # (B, H, S, S)
+            weights = scores.masked_fill(~mask, -math.inf).softmax(dim=-1)
+            heads = weights @ v + torch.einsum("bhij,ijk->bhik", weights, self.value_distance(distance))
+        return self.output(heads.transpose(1, 2).flatten(2)), weights  # (B, S, D)
+
+
+@study.exchange(
+    "A word's neighbours are told from the first epochs on, wherever they stand: the training loss ends below the "
+    "default's, and new combinations come out between the default's and those without positions. On text with long "
+    "sentences the held-out loss falls further than on the bundled text."
+)
+def relative_positions(trainer: Trainer) -> None:
+    """Relative positions (Shaw et al. 2018) in every attention, for the position embeddings."""
+    no_positions(trainer)
+    for layer in trainer.model.encoder.layers:
+        exchange(layer, attention=RelativeAttention(layer.attention).to(trainer.context.device))
+
+
 def prepare(job: Job, folder: Path) -> Trainer:
-    """Return the default's trainer, without what the ablation takes out. folder: a place for the token ids."""
-    config = TrainConfig(epochs=job.epochs, learning_rate=LEARNING_RATE, seed=job.seed, output=folder)
+    """Return the default's trainer, changed as the ablation says. folder: a place for the token ids."""
+    config, _ = parse_training_args(job.flags)
+    rate = config.learning_rate or LEARNING_RATE
+    config = replace(config, epochs=job.epochs, learning_rate=rate, seed=job.seed, output=folder)
     trainer = build_trainer(config, DistributedContext(torch.device(job.device)))
+    exchange(trainer, held_out=trainer.held_out)  # the same masks, whatever an ablation does to those of training
     study.ablations[job.name].apply(trainer)
+    trainer.optimizers = [make_optimizer(trainer.model)]  # for new weights
     return trainer
 
 
@@ -215,10 +315,28 @@ def ask(trainer: Trainer, clozes: Sequence[EncodedCloze]) -> tuple[Answers, floa
     return answers, accuracy([test.cloze for test in clozes], answers.guesses)
 
 
-def learn(trainer: Trainer, epochs: int, epoch_done: Callable[[], None]) -> tuple[list[dict], int | None]:
-    """Train for some epochs -> the curve, and the step at which the loss was no longer finite, else None."""
+def recall(trainer: Trainer) -> dict[str, float]:
+    """Return the loss and the accuracy on key words of the training sentences."""
+    answers, share = ask(trainer, trainer.data.recall_clozes)
+    return {"recall_loss": answers.loss, "recall": share}
+
+
+def score_held_out(trainer: Trainer) -> dict[str, float]:
+    """Return the loss and the accuracy on the held-out text: none if the model outputs NaN."""
+    try:
+        loss, right = trainer.score_held_out()
+    except InputError:
+        return {"held_out_loss": math.nan, "held_out": 0.0}
+    return {"held_out_loss": loss, "held_out": right.float().mean().item()}
+
+
+def learn(
+    trainer: Trainer, epochs: int, measure: Callable[[Trainer], dict], epoch_done: Callable[[], None]
+) -> tuple[list[dict], int | None]:
+    """Train for some epochs -> the curve, measured on the way, and the step at which the loss was no longer finite,
+    else None."""
     progress, curve, stopped = trainer.progress, [], None
-    n_steps = epochs * len(trainer.batches(0))
+    n_steps, every = epochs * len(trainer.batches(0)), max(1, epochs // CURVE_POINTS)
     for epoch in range(1, epochs + 1):
         try:
             for indices in trainer.batches(epoch - 1):
@@ -226,11 +344,10 @@ def learn(trainer: Trainer, epochs: int, epoch_done: Callable[[], None]) -> tupl
         except InputError:  # the loss is no longer finite
             stopped = progress.step
         epoch_done()
-        due = stopped is not None or epoch % CURVE_EVERY == 0 or epoch == epochs
+        due = stopped is not None or epoch % every == 0 or epoch == epochs
         if due and (progress.nll_tokens or not curve):  # else the last point is of this step
-            answers, recall = ask(trainer, trainer.data.recall_clozes)
             loss = progress.nll / max(1, progress.nll_tokens)
-            curve.append({"epoch": epoch, "train_loss": loss, "recall_loss": answers.loss, "recall": recall})
+            curve.append({"epoch": epoch, "train_loss": loss, **measure(trainer)})
             progress.nll, progress.nll_tokens = 0.0, 0
         if stopped is not None:
             break
@@ -240,11 +357,14 @@ def learn(trainer: Trainer, epochs: int, epoch_done: Callable[[], None]) -> tupl
 def experiment(job: Job, epoch_done: Callable[[], None]) -> dict:
     """Train and measure on one thread -> the fields of the job, the measures, and the curve."""
     torch.set_num_threads(1)  # models this small gain little from a second one
+    own = bool(job.flags)
     with tempfile.TemporaryDirectory() as folder:
         trainer = prepare(job, Path(folder))
-        curve, stopped = learn(trainer, job.epochs, epoch_done)
-        combinations = [test for test in trainer.data.held_out_clozes if test.cloze.kind == "combination"]
-        measures = {"combinations": ask(trainer, combinations)[1], "visible": visible_words(trainer)}
+        curve, stopped = learn(trainer, job.epochs, score_held_out if own else recall, epoch_done)
+        measures = {}
+        if not own:
+            combinations = [test for test in trainer.data.held_out_clozes if test.cloze.kind == "combination"]
+            measures = {"combinations": ask(trainer, combinations)[1], "visible": visible_words(trainer)}
     return {**vars(job), "stopped": stopped, **curve[-1], **measures, "curve": curve}
 
 

@@ -7,6 +7,7 @@ All in double precision: what is equal in theory is equal to ten digits, and a m
 import pytest
 import torch
 import torch.nn.functional as F
+from mlm_reference import copy_attention, torch_layer
 from torch import nn
 
 from encoder import EncoderConfig, MaskedLanguageModel, MultiHeadSelfAttention, attention, padding_mask
@@ -29,35 +30,6 @@ def assert_equal(a, b):
 #
 # PyTorch has these parts too, written and tested by others. With the same weights, ours must give the same numbers:
 # one wrong sign, a forgotten bias, a norm before the sum instead of after it, and they differ.
-
-
-def copy_linear(theirs, ours):
-    theirs.weight.data, theirs.bias.data = ours.weight.data, ours.bias.data
-
-
-def copy_attention(theirs, ours):
-    theirs.in_proj_weight.data, theirs.in_proj_bias.data = ours.qkv.weight.data, ours.qkv.bias.data
-    copy_linear(theirs.out_proj, ours.output)
-
-
-def torch_layer(ours, config):
-    """Return PyTorch's encoder layer with our layer's weights."""
-    layer = nn.TransformerEncoderLayer(
-        config.d_model,
-        config.n_heads,
-        config.d_ff,
-        dropout=0.0,
-        activation="gelu",
-        layer_norm_eps=config.layer_norm_eps,
-        batch_first=True,
-        norm_first=False,
-    ).double()
-    copy_attention(layer.self_attn, ours.attention)
-    copy_linear(layer.linear1, ours.feed_forward.inner)
-    copy_linear(layer.linear2, ours.feed_forward.outer)
-    copy_linear(layer.norm1, ours.attention_norm)
-    copy_linear(layer.norm2, ours.feed_forward_norm)
-    return layer.eval()
 
 
 def test_attention_equals_the_fused_kernel():

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mlm_reference import torch_layer
 from torch import nn
 
 import train_mlm
@@ -37,6 +38,7 @@ NAMES = [
     "always-mask",
     "all-positions",
 ]
+EXCHANGES = ["pre-norm", "relative-positions"]  # run only if they are named
 
 
 @pytest.fixture
@@ -142,6 +144,72 @@ def test_without_feed_forward_a_layer_is_attention_and_norms(build, x):
     assert torch.equal(layer(*x)[0], layer.feed_forward_norm(middle))
 
 
+def test_pre_norm_is_pytorchs(build):
+    """The stack equals torch.nn's with norm_first=True and the same weights."""
+    trainer = build("pre-norm")
+    model, ids = trainer.model.double(), trainer.data.train.batch([0, 1, 15])
+    padding = ids == trainer.data.train.special.pad
+    assert padding.any()
+    norm = model.encoder.last_norm
+    with torch.no_grad():
+        norm.weight.normal_()
+        norm.bias.normal_()
+    expected = model.encoder.embeddings(ids)
+    for layer in model.encoder.layers:
+        expected = torch_layer(layer, model.config, norm_first=True)(expected, src_key_padding_mask=padding)
+    found, _ = model.encoder(ids)
+    torch.testing.assert_close(found[~padding], norm(expected)[~padding], rtol=0, atol=1e-10)
+
+
+def test_relative_attention_is_that_of_shaw_and_others(ablations, build, x, monkeypatch):
+    """Term by term, with distances to both sides, some of them clipped."""
+    monkeypatch.setattr(ablations, "CLIP", 3)
+    layer = first_layer(build("relative-positions")).attention
+    hidden, mask = x
+    heads, weights = layer(hidden, mask)
+    q, k, v = (part.view(2, 7, 2, 16) for part in layer.qkv(hidden).split(32, dim=-1))  # (B, S, H, K)
+    expected = torch.zeros(2, 7, 2, 16)
+    for b in range(2):
+        for h in range(2):
+            for i in range(7):
+                seen = [j for j in range(7) if mask[b, 0, 0, j]]
+                places = [min(max(j - i, -3), 3) + 3 for j in seen]
+                keys = [k[b, j, h] + layer.key_distance.weight[p] for j, p in zip(seen, places, strict=True)]
+                values = [v[b, j, h] + layer.value_distance.weight[p] for j, p in zip(seen, places, strict=True)]
+                shares = torch.stack([q[b, i, h] @ key / 16**0.5 for key in keys]).softmax(dim=0)
+                torch.testing.assert_close(weights[b, h, i, seen], shares, atol=1e-5, rtol=1e-4)
+                expected[b, i, h] = sum(share * value for share, value in zip(shares, values, strict=True))
+    torch.testing.assert_close(heads, layer.output(expected.flatten(2)), atol=1e-5, rtol=1e-4)
+
+
+def test_relative_attention_without_distances_is_the_usual_one(build, x):
+    relative, usual = (first_layer(build(name)).attention for name in ("relative-positions", "default"))
+    assert not torch.allclose(relative(*x)[0], usual(*x)[0], atol=1e-3)
+    for vectors in relative.key_distance, relative.value_distance:
+        nn.init.zeros_(vectors.weight)
+    for found, expected in zip(relative(*x), usual(*x, need_weights=True), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_relative_positions_see_the_words_order_and_no_place(build):
+    """Further on in a row, behind padding, a sentence is read as at its beginning."""
+    ids, order = build().data.train.batch([0])[:, :6], torch.tensor([0, 3, 1, 5, 2, 4])
+    for name, same in ("default", False), ("relative-positions", True):
+        trainer = build(name)
+        later = torch.cat([torch.full((1, 3), trainer.data.train.special.pad), ids], dim=1)
+        assert torch.allclose(trainer.model(later)[:, 3:], trainer.model(ids), atol=1e-4) == same
+        assert not torch.allclose(trainer.model(ids[:, order]), trainer.model(ids)[:, order], atol=1e-2)
+
+
+def test_the_weights_of_an_exchange_are_trained(ablations, tmp_path):
+    for name in EXCHANGES:
+        trainer = ablations.prepare(Job(name, 0, 1, "cpu"), tmp_path)
+        before = {name: weight.clone() for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+        trainer.update(trainer.batches(0)[0], 0.5)
+        after = dict(trainer.model.named_parameters())
+        assert [name for name, weight in before.items() if torch.equal(weight, after[name])] == []
+
+
 def corruption(trainer, times=40):
     ids = trainer.data.train.batch(np.arange(len(trainer.data.train))).repeat(times, 1)
     return ids, *trainer.corrupt(ids, torch.Generator().manual_seed(3))
@@ -188,14 +256,14 @@ def test_no_ablation_leaks_into_the_default(build):
     before = build()
     ids, *corrupted = corruption(before)
     logits = before.model(ids[:4])
-    for name in NAMES:
+    for name in [*NAMES, *EXCHANGES]:
         build(name).model(ids[:4])
     for trainer in before, build():
         assert torch.equal(trainer.model(ids[:4]), logits)
         assert all(map(torch.equal, corruption(trainer)[1:], corrupted))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *EXCHANGES])
 def test_every_ablation_trains(name, build):
     trainer = build(name)
     before = [parameter.clone() for parameter in trainer.model.parameters()]
@@ -208,7 +276,9 @@ def test_every_ablation_trains(name, build):
     assert not all(map(torch.equal, before, after))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("default", "always-mask", "all-positions")])
+@pytest.mark.parametrize(
+    "name", [*(name for name in NAMES[1:] if name not in ("always-mask", "all-positions")), *EXCHANGES]
+)
 def test_every_ablation_of_the_model_changes_it(name, build):
     ids = build().data.train.batch([0, 1])
     assert not torch.allclose(build(name).model(ids), build().model(ids), atol=1e-3)
@@ -290,9 +360,10 @@ def test_the_list_names_all_with_their_predictions(script, ablations):
     status, out, err = script("ablations", "--list")
     assert (status, err) == (0, "")
     for name, entry in ablations.study.ablations.items():
-        assert f"{name}\n    takes out: {entry.removes}\n    predicted: {entry.prediction}\n" in out
+        verb = "puts in" if name in EXCHANGES else "takes out"
+        assert f"{name}\n    {verb}: {entry.removes}\n    predicted: {entry.prediction}\n" in out
         assert entry.prediction.endswith(".")
-    assert list(ablations.study.ablations) == NAMES
+    assert list(ablations.study.ablations) == [*NAMES, *EXCHANGES]
 
 
 @pytest.mark.parametrize(
@@ -316,6 +387,58 @@ def test_an_output_that_is_a_file_is_one_line(script, tmp_path):
     status, out, err = script("ablations", "--output", tmp_path / "file")
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.fixture
+def own(tmp_path, training, held_out):
+    """Flags that name a text of one's own and a small model."""
+    for name, sentences in (("mine", training), ("other", held_out)):
+        (tmp_path / f"{name}.txt").write_text("\n".join(sentences) + "\n", encoding="utf-8")
+    files = ["--corpus", str(tmp_path / "mine.txt"), "--held-out", str(tmp_path / "other.txt")]
+    return [*files, "--d-model", "32", "--n-heads", "2", "--learning-rate", "0.001"]
+
+
+def test_a_text_of_ones_own_has_its_own_measures(command, ablations, own, tmp_path):
+    """The table says what is right in the held-out text, and the rows say which text they are of."""
+    flags = ["pre-norm", "--seeds", "1", "--epochs", "2", "--device", "cpu", "--output", tmp_path / "out", *own]
+    done = command("ablations.py", *flags, fresh=True)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "out" / "ablations.jsonl").read_text().splitlines()]
+    assert [row["name"] for row in rows] == ["default", "pre-norm"]
+    assert all(row["flags"] == own and 0 <= row["held_out"] <= 1 and row["held_out_loss"] > 0 for row in rows)
+    assert re.search(r"\| +\| training loss +\| held-out loss +\| held-out tokens +\| seeds", done.stdout)
+    text = (tmp_path / "out" / "ablations.md").read_text(encoding="utf-8")
+    assert " ".join(own) in text.splitlines()[0]
+    assert "- **pre-norm** puts in: LayerNorm before" in text
+    assert (tmp_path / "out" / "ablations.png").exists()
+    result = ablations.experiment(Job("default", 0, 2, "cpu", own), lambda: None)
+    assert result == rows[0]
+    trainer = ablations.prepare(Job("default", 0, 2, "cpu", own), tmp_path / "tokens")
+    assert trainer.config.learning_rate == 0.001
+    loss, _ = trainer.score_held_out()
+    assert loss != result["held_out_loss"]
+
+
+def test_held_out_text_is_hidden_in_the_same_way_in_every_run(ablations, own, tmp_path):
+    jobs = [Job(name, 1, 1, "cpu", own) for name in ("default", "always-mask", "all-positions")]
+    usual, *others = [ablations.prepare(job, tmp_path / job.name).held_out for job in jobs]
+    for masks in others:
+        assert np.array_equal(masks.inputs.ids, usual.inputs.ids)
+        assert np.array_equal(masks.labels.ids, usual.labels.ids)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--corpus", "no-such.txt"], "no-such.txt: no such file"),
+        (["--d-model", "10", "--n-heads", "3"], "not a multiple"),
+    ],
+)
+def test_a_mistake_that_a_run_finds_is_one_line_too(command, tmp_path, flags, words):
+    flags = ["default", *flags, "--seeds", "1", "--output", tmp_path / "out"]
+    done = command("ablations.py", *flags, fresh=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert words in done.stderr
 
 
 def test_the_notebook_shows_the_table_and_the_readme_its_means():
