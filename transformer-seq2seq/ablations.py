@@ -206,8 +206,8 @@ class RelativeAttention(MultiHeadAttention):
 
         score_ij = ((q_i + u)^T k_j + (q_i + v)^T W r_{i-j}) / sqrt(d_k)
 
-    r_{i-j} is the sinusoid of the distance, shifted by a constant, so that there are no negative ones: a rotation,
-    which W takes in. u and v are learnt, a vector for each head.
+    r_{i-j} is the sinusoid of the distance plus a constant, so that none is negative: it is the distance's own, rotated,
+    and W can turn it back. u and v are learnt, a vector for each head.
     """
 
     def __init__(self, usual: MultiHeadAttention, max_length: int):
@@ -313,7 +313,8 @@ def prepare(job: Job, folder: Path) -> Trainer:
     config = replace(config, epochs=job.epochs, batch_tokens=BATCH_TOKENS, seed=job.seed, output=folder)
     trainer = build_trainer(config, DistributedContext(torch.device(job.device)))
     study.ablations[job.name].apply(trainer)
-    trainer.optimizers = make_optimizers(trainer.model, config.optimizer, config.precision)  # for new weights
+    config = trainer.config
+    trainer.optimizers = make_optimizers(trainer.model, config.optimizer, config.precision)  # with what came in
     return trainer
 
 
@@ -321,7 +322,7 @@ def own_prompts(trainer: Trainer, pairs: Iterable[Pair], most: int = MAX_COMPARE
     """Return at most so many prompts of pairs of one's own that fit the model, evenly spaced."""
     pairs = islice(pairs, MAX_COMPARED)
     prompts = group(short_enough(pairs, trainer.data.tokenizer, trainer.model.config.max_length))
-    return prompts[:: -(-len(prompts) // most)]
+    return prompts[:: max(1, -(-len(prompts) // most))]
 
 
 def on_curve(trainer: Trainer, own: bool) -> list[Prompt]:
