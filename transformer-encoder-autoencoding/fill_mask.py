@@ -3,9 +3,10 @@
     python3 fill_mask.py "Transformers use [MASK] attention"
     python3 fill_mask.py --top-k 3 --model my-run/model < sentences.txt
     python3 fill_mask.py --score "Paris is the capital of France"
+    python3 fill_mask.py --compare pairs.tsv
 
-Sentences are arguments, or lines of standard input, or, on a terminal, what you type at the prompt. Writes
-to standard output alone.
+Sentences are arguments, or lines of standard input, or, on a terminal, what you type at the prompt. --compare reads two
+sentences a line, the good one first, and says how often it is the likelier one. Writes to standard output alone.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from mlm.common.errors import InputError, one_line
 from mlm.common.lines import numbered_lines
 from mlm.common.standard_input import always, typed_lines, watch
 from mlm.filler import TOP_K, TOP_K_RANGE, Sentence
+from mlm.minimal_pairs import compare, read_pairs, table
 from mlm.tokenizer import MASK
 
 FOLDER = Path(__file__).parent
@@ -43,11 +45,20 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="print pseudo-perplexity and each token's surprisal instead, later pieces of its word hidden as well",
     )
+    add(
+        "--compare",
+        type=Path,
+        metavar="FILE",
+        help="score the two sentences of each line (tab-separated, the good one first, perhaps a kind as the third "
+        "column), and print how often the good one is likelier; ties count as wrong",
+    )
     add("--json", action="store_true", help="print one JSON object a line")
     parser.add_device()
     args = parser.parse_args(argv)
     if args.score and args.top_k:
         parser.error("--score and --top-k exclude each other: a score shows no other words")
+    if args.compare and (args.sentences or args.score or args.top_k):
+        parser.error("--compare takes its sentences from FILE; leave out other sentences, --score and --top-k")
     return args
 
 
@@ -77,6 +88,11 @@ def read_sentences(stream: BinaryIO) -> Iterator[Sentence]:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     filler = MaskFiller.load(args.model, args.device)
+    if args.compare:
+        pairs = read_pairs(args.compare)
+        figures = compare(pairs, filler)
+        print(json.dumps(figures, ensure_ascii=False) if args.json else table(figures, pairs.kind_name))
+        return
 
     def answer(sentences: Iterable[Sentence], has_next: Callable[[], bool] = always) -> int:
         """Print the answers to sentences, and return their number."""

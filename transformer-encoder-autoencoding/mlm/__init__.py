@@ -15,6 +15,7 @@ In the order of the data's way through them:
     bert_tokenizer.py  vocab.txt, the tokenizer of older BERTs
     filling.py      predict hidden tokens; fill the masks of sentences, or score sentences
     filler.py       MaskFiller: the same from text, for scripts and for Python
+    minimal_pairs.py  pairs of a good and a bad sentence: which does a model prefer?
     explorer/       the page that visualize_attention.py --html writes
     contestants.py  what benchmark.py compares
     common/         the parts that know neither model nor tokenizer; the other experiment has the same
