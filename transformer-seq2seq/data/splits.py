@@ -1,4 +1,4 @@
-"""What the scripts that make public tasks share: their one flag, and the two files of a split."""
+"""What the scripts that make public tasks share: their one flag, and the files of a split."""
 
 import argparse
 import sys
@@ -27,12 +27,16 @@ def stop(message: str) -> None:
 
 
 def write_split(folder: Path, name: str, train: Sequence[Pair], test: Sequence[Pair]) -> None:
-    """Write NAME.train.tsv and NAME.test.tsv, with a header, and say how many pairs they have."""
+    """Write NAME.train.tsv and NAME.test.tsv."""
     for part, pairs in (("train", train), ("test", test)):
-        path = folder / f"{name}.{part}.tsv"
-        lines = ["source\ttarget", *map("\t".join, pairs)]
-        try:
-            path.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-        except OSError as error:
-            stop(f"{path}: cannot be written: {error.strerror}")
-        print(f"{path.name}: {len(pairs):,} pairs")
+        write_pairs(folder / f"{name}.{part}.tsv", pairs)
+
+
+def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
+    """Write pairs with a header, and say how many there are."""
+    lines = ["source\ttarget", *map("\t".join, pairs)]
+    try:
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+    except OSError as error:
+        stop(f"{path}: cannot be written: {error.strerror}")
+    print(f"{path.name}: {len(pairs):,} pairs")
