@@ -17,6 +17,7 @@ from ..common.web_page import SCALE, fill_template, pack_weights
 from ..filling import hide_each, ids_without_token, likeliest, predict
 from ..tokenizer import SpecialIds
 
+FOLDER = Path(__file__).parent
 SCRIPTS = "explorer.js", "hide.js"
 MAX_BYTES = 4_000_000  # of weights in a page, which any browser opens at once, and an e-mail can carry
 GUESSES = 5
@@ -79,4 +80,5 @@ def render(
         "scale": SCALE,
         "weights": pack_weights(maps),
     }
-    return fill_template(Path(__file__).parent, SCRIPTS, data)
+    scripts = [FOLDER / name for name in SCRIPTS]
+    return fill_template(FOLDER / "page.html", [FOLDER / "style.css"], scripts, data)

@@ -12,6 +12,7 @@ from ..common.errors import InputError
 from ..common.token_text import show_token
 from ..common.web_page import SCALE, fill_template, pack_weights
 
+FOLDER = Path(__file__).parent
 SCRIPTS = "explorer.js", "steps.js"
 MAX_BYTES = 4_000_000  # of weights in a page: what any browser opens at once, and an e-mail carries
 CANDIDATES = 5
@@ -75,4 +76,5 @@ def render(
         "scale": SCALE,
         "attentions": attentions,
     }
-    return fill_template(Path(__file__).parent, SCRIPTS, data)
+    scripts = [FOLDER / name for name in SCRIPTS]
+    return fill_template(FOLDER / "page.html", [FOLDER / "style.css"], scripts, data)
