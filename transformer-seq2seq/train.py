@@ -208,7 +208,7 @@ class Trainer:
         }
         checkpoint.save(self.config.checkpoint, state)
         self.saved = True
-        self.progress.write_curve(self.config.output / "metrics.jsonl")
+        self.progress.write(self.config.output)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to the state that save() wrote."""
@@ -276,7 +276,7 @@ def save_model(trainer: Trainer, directory: Path) -> None:
         )
     if not trainer.kept or (trainer.interrupted and trainer.progress.nll_tokens):  # updates since the last evaluation
         trainer.evaluate()
-        trainer.progress.write_curve(directory.parent / "metrics.jsonl")
+        trainer.progress.write(directory.parent)
     trainer.model.load_state_dict(trainer.kept)
     marian.save(directory, trainer.model, trainer.data.tokenizer)
     for name in ("metrics.json", "loss_curve.png", "outputs.tsv"):
