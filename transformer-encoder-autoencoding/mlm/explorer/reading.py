@@ -8,12 +8,15 @@ from encoder import EncoderConfig, MaskedLanguageModel
 
 from ..common.errors import InputError
 from ..common.page_data import are_candidates, are_texts, are_weights, is_number
+from ..common.progress import check_watched
 from ..common.token_text import show_token
 from ..common.web_page import pack_weights
+from ..config import TrainConfig
+from ..filler import MaskFiller, Sentence, collect_unknown_words
 from ..filling import hide_each, ids_without_token, likeliest, predict
 from ..tokenizer import SpecialIds
 
-GUESSES = 5
+GUESSES, GUESS_BYTES = 5, 60  # for each word, and about so many bytes of JSON for each of them
 
 
 @torch.inference_mode()
@@ -57,6 +60,28 @@ def read(text: str, ids: list[int], model: MaskedLanguageModel, tokenizer: Token
         "weights": pack_weights(weights),
         "guesses": guess_each(ids, model, tokenizer),
     }
+
+
+def encode_watched(config: TrainConfig, model: MaskedLanguageModel, tokenizer: Tokenizer) -> dict[str, list[int]]:
+    """Return the sentences that a run watches, with their ids. One that the model cannot read is refused, or, if
+    nobody named it, not watched."""
+    filler, found, n_maps = MaskFiller(model, tokenizer), {}, model.config.n_layers * model.config.n_heads
+    try:
+        with collect_unknown_words() as unknown:
+            for text in config.watched:
+                place = f"the watched text {text[:40]!r}"
+                found[text] = filler.encode(Sentence(text, place), unknown).ids
+                if not set(found[text]) - {*filler.special.all} | {filler.special.mask}.intersection(found[text]):
+                    raise InputError(f"{place}: the model knows none of its words; give another")
+            if unknown and config.watch is None:
+                unknown.clear()
+                return {}
+        check_watched(sum(n_maps * 8 / 3 * len(ids) ** 2 + GUESSES * GUESS_BYTES * len(ids) for ids in found.values()))
+    except InputError as error:
+        if config.watch is None:
+            return {}
+        raise InputError(str(error), "watch") from None
+    return found
 
 
 def is_reading(value: dict, config: EncoderConfig) -> bool:

@@ -10,10 +10,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .budget import significantly_worse
+from .errors import InputError
 from .files import write_text
 
 CURVE, WATCHED = "metrics.jsonl", "watched.jsonl"  # the files of a run's records
-MAX_WATCHED = 2_000_000  # bytes of the second, and of the same in a checkpoint
+MAX_WATCHED, MIN_READINGS = 2_000_000, 10  # bytes of the second, and readings of each text for which there is room
 
 
 @dataclass
@@ -101,6 +102,16 @@ class Progress:
         if len(self.parts) > 1:  # a continuation had another budget, device or precision
             figures["parts"] = self.parts
         return figures
+
+
+def check_watched(n_bytes: float) -> None:
+    """Refuse texts to watch if one reading of all of them takes this many bytes, too many to keep some."""
+    if n_bytes > (room := MAX_WATCHED / MIN_READINGS):
+        raise InputError(
+            f"the watched texts take {n_bytes / 1000:,.0f} kB at every evaluation, with room for {room / 1000:,.0f}; "
+            "give fewer or shorter ones",
+            "watch",
+        )
 
 
 def lines(records: list[dict]) -> str:

@@ -10,12 +10,16 @@ from torch import Tensor
 from decoding import generate
 from transformer import Attentions, Transformer, TransformerConfig, padding_mask
 
+from ..common.errors import InputError
 from ..common.page_data import are_candidates, are_texts, are_weights
+from ..common.progress import check_watched
 from ..common.token_text import show_token
 from ..common.web_page import pack_weights
-from ..generation import require_outputs
+from ..config import TrainConfig
+from ..generation import collect_unknown_words, encode_prompts, require_outputs
 
-CANDIDATES = 5
+CANDIDATES, CANDIDATE_BYTES = 5, 45  # for each word, and about so many bytes of JSON for each of them
+MAX_WATCHED_OUTPUT = 40  # tokens
 
 
 @dataclass
@@ -78,6 +82,34 @@ def read(text: str, found: Attended, tokenizer: Tokenizer) -> dict:
         "weights": {kind: pack_weights(getattr(found, kind)) for kind in ("cross", "decoder", "encoder")},
         "next": next_words(found.probabilities, tokenizer),
     }
+
+
+def encode_watched(config: TrainConfig, model: Transformer, tokenizer: Tokenizer) -> dict[str, list[int]]:
+    """Return the prompts that a run watches, with their ids. One that the model cannot read is refused, or, if nobody
+    named it, not watched."""
+    sizes, texts = model.config, list(config.watched)
+    target = min(MAX_WATCHED_OUTPUT, sizes.max_length)
+    try:
+        with collect_unknown_words() as unknown:
+            places = [f"the watched text {text[:40]!r}" for text in texts]
+            found = dict(zip(texts, encode_prompts(texts, places, model, tokenizer, unknown), strict=True))
+            if unknown and config.watch is None:
+                unknown.clear()
+                return {}
+        lengths = [len(ids) for ids in found.values()]
+        pairs = [sizes.n_encoder_layers * n**2 + sizes.n_decoder_layers * target * (n + target) for n in lengths]
+        check_watched(sum(sizes.n_heads * 8 / 3 * n + target * CANDIDATES * CANDIDATE_BYTES for n in pairs))
+    except InputError as error:
+        if config.watch is None:
+            return {}
+        raise InputError(str(error), "watch") from None
+    return found
+
+
+def read_watched(text: str, ids: list[int], model: Transformer, tokenizer: Tokenizer) -> dict:
+    """Return the reading of a watched text; a model that is not trained yet may not come to an end."""
+    length = min(MAX_WATCHED_OUTPUT, model.config.max_length)
+    return read(text, attend(ids, model, tokenizer, length), tokenizer)
 
 
 def is_reading(value: dict, config: TransformerConfig) -> bool:
