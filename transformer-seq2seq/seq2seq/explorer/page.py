@@ -15,12 +15,12 @@ from ..tokenizer import EOS, PAD, UNK
 from .reading import attend, is_reading, read
 
 FOLDER = Path(__file__).parent
-STYLES = [SHARED / "style.css", SHARED / "replay.css"]
+STYLES = [SHARED / "style.css", SHARED / "replay.css", FOLDER / "style.css"]
 SCRIPTS = [
     *(SHARED / name for name in ("numbers.js", "pretokenizer.js", "tokenizer.js")),
     *(FOLDER / name for name in ("model.js", "decoding.js")),
     *(SHARED / f"{name}.js" for name in ("maps", "page", "heads", "map", "apart", "lens", "replay", "link")),
-    *(FOLDER / name for name in ("output.js", "explorer.js")),
+    *(FOLDER / f"{name}.js" for name in ("live", "state", "output", "beams", "answers", "explorer", "start")),
 ]
 MAX_BYTES = 4_000_000  # of weights in a page: what any browser opens at once, and an e-mail carries
 
