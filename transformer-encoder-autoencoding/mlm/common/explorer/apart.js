@@ -75,6 +75,33 @@ class Compare {
   }
 }
 
+/** A bar at the lower edge of the window: what is off, and what it has done to the answer. */
+class Changed {
+  /** element: an empty one; onAllOn() when the user wants everything on again. */
+  constructor(element, onAllOn, kinds = false) {
+    Object.assign(this, { element, kinds, parts: make("span"), effect: make("span") });
+    element.className += " changed";
+    const all = make("button", "plain", "All on", { type: "button" });
+    all.addEventListener("click", onAllOn);
+    element.append(makeOf("p", "", make("b", "", "Off: "), this.parts, this.effect), all);
+  }
+
+  /** Show what is off: a Set of names. */
+  show(off) {
+    this.element.hidden = off.size === 0;
+    const names = [...off].map((name) => nameOfPart(name, this.kinds));
+    this.parts.textContent = names.length > 3 ? `${names.slice(0, 3).join("; ")} and ${names.length - 3} more` : names.join("; ");
+    this.effect.textContent = "";
+  }
+
+  /** Say an answer's log-probability with all parts on, and as it is. */
+  say(answer, before, after) {
+    const figures = `: ${percent(Math.exp(before))} → ${percent(Math.exp(after))} `;
+    const change = make("b", `figure ${changeClass(after - before)}`, `(${signed(after - before)})`);
+    this.effect.replaceChildren(". ", make("bdi", "", answer), figures, change);
+  }
+}
+
 const changeClass = (change) => (change < -0.005 ? "loss" : change > 0.005 ? "gain" : "");
 
 /** Say a change of a log-probability as a factor. */
@@ -98,7 +125,7 @@ class WhatMatters {
     this.button = make("button", "plain strong", "What matters?", { type: "button", id: "what-matters" });
     this.button.addEventListener("click", onStart);
     this.words = make("p", "verdict", "", { id: "strongest", role: "status", "aria-live": "polite" });
-    this.both = make("div", "both");
+    this.both = make("div", "matters-both");
     this.both.append(this.makeGrid("change of the answer's log-probability without it", this.cells, true));
     this.both.append(this.makeGrid("entropy of its attention, in bits", this.bits, false));
     this.both.hidden = true;
@@ -169,8 +196,13 @@ class WhatMatters {
         ? ["No single head matters here: without any one of them ", make("bdi", "", answer), " is as likely as before."]
         : ["Of all heads, ", make("bdi", "", answer), " needs ", name(strongest), " most: without it ",
           `its probability falls from ${percent(before)} to ${percent(before * Math.exp(change))}.`];
-    said.push(" The sharpest attention is that of ", name(sharpest));
-    said.push(sharpest === strongest ? ", the same." : `: without it ${signed(changes.get(sharpest))}.`);
+    if (sharpest === strongest) said.push(" Its attention is also the sharpest.");
+    else said.push(" The sharpest attention is that of ", name(sharpest), `: without it ${signed(changes.get(sharpest))}.`);
+    const parts = [...changes.keys()].filter((part) => part.split(".").length === 2);
+    if (parts.length) {
+      const part = least(parts, (one) => changes.get(one));
+      said.push(" Of the layers' parts it is ", name(part), `: without it ${percent(before * Math.exp(changes.get(part)))}.`);
+    }
     this.words.replaceChildren(...said);
   }
 
