@@ -14,12 +14,12 @@ from ..filler import MaskFiller
 from .reading import attend, is_reading, read
 
 FOLDER = Path(__file__).parent
-STYLES = [SHARED / "style.css", SHARED / "replay.css"]
+STYLES = [SHARED / "style.css", SHARED / "replay.css", FOLDER / "style.css"]
 SCRIPTS = [
     *(SHARED / name for name in ("numbers.js", "pretokenizer.js", "tokenizer.js")),
     FOLDER / "model.js",
-    *(SHARED / f"{name}.js" for name in ("maps", "page", "heads", "map", "apart", "lens", "replay", "link")),
-    *(FOLDER / name for name in ("sentence.js", "explorer.js")),
+    *(SHARED / f"{name}.js" for name in ("page", "maps", "heads", "map", "apart", "lens", "replay", "link")),
+    *(FOLDER / f"{name}.js" for name in ("filling", "sentence", "answers", "explorer", "start")),
 ]
 MAX_BYTES = 4_000_000  # of weights in a page, which any browser opens at once, and an e-mail can carry
 
