@@ -81,6 +81,7 @@ class Embeddings {
   constructor(weights, config) {
     this.d_model = config.d_model;
     this.token = weights.get("embeddings.token.weight"); // (V, D)
+    this.positions = []; // (max_length, D), each computed when it is first asked for
   }
 
   /** Embed ids (T), the tokens at positions start, start + 1, ... -> (T, D). */
@@ -90,7 +91,8 @@ class Embeddings {
     const x = new Float32Array(ids.length * D);
     ids.forEach((id, t) => {
       const tokens = this.token.subarray(id * D, (id + 1) * D).map((value) => scale * value);
-      x.set(off.has("positions") ? tokens : add(tokens, sinusoid(start + t, D)), t * D);
+      this.positions[start + t] ??= sinusoid(start + t, D);
+      x.set(off.has("positions") ? tokens : add(tokens, this.positions[start + t]), t * D);
     });
     return x;
   }

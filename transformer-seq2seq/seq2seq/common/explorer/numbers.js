@@ -14,14 +14,12 @@ function fromBase64(text) {
  *
  * A sign, e (5 bits) and f (10 bits) are (1024 + f) 2^(e - 25), or f 2^-24 if e is 0. */
 function fromHalves(bytes) {
-  const steps = Float32Array.from({ length: 32 }, (_, e) => 2 ** (Math.max(e, 1) - 25));
+  const values = Float32Array.from({ length: 2 ** 16 }, (_, half) => {
+    const [sign, e, f] = [half >> 15 ? -1 : 1, (half >> 10) & 31, half & 1023];
+    return sign * (e ? (1024 + f) * 2 ** (e - 25) : f * 2 ** -24);
+  });
   const numbers = new Float32Array(bytes.length / 2);
-  for (let i = 0; i < numbers.length; i++) {
-    const high = bytes[2 * i + 1];
-    const e = (high >> 2) & 31;
-    const f = ((high & 3) << 8) | bytes[2 * i];
-    numbers[i] = (high & 128 ? -1 : 1) * (e ? 1024 + f : f) * steps[e];
-  }
+  for (let i = 0; i < numbers.length; i++) numbers[i] = values[bytes[2 * i] | (bytes[2 * i + 1] << 8)];
   return numbers;
 }
 
@@ -41,64 +39,89 @@ function unpackModel({ names, data }) {
 
 /** Compute x W^T + b, as torch.nn.functional.linear: x (..., I), weight (O, I), bias (O) -> (..., O).
  *
- * Eight sums grow at a time, of four rows of x and two of the weight, so that each number that is read serves several
- * times. The numbers are widened once: JavaScript calculates in double precision. */
+ * Several sums grow at a time, so that a number that is read serves them all: of four rows of x by two of the weight,
+ * or of one row by four if there are few. At the end of the rows some are computed twice. Numbers are widened
+ * beforehand: JavaScript calculates in double precision. */
 function linear(x, weight, bias) {
   const O = bias.length;
   const I = weight.length / O;
-  const rows = x.length / I;
-  const y = new Float32Array(rows * O);
-  const [X, u, v] = [new Float64Array(x), new Float64Array(I), new Float64Array(I)];
-  const whole = O > 1 && rows > 3 ? [rows & ~3, O & ~1] : [0, 0]; // what is computed four by two
-  for (let o = 0; o < whole[1]; o += 2) {
-    u.set(weight.subarray(o * I, (o + 1) * I));
-    v.set(weight.subarray((o + 1) * I, (o + 2) * I));
-    for (let r = 0; r < whole[0]; r += 4) fourByTwo(X, r, u, v, y, o, O, bias);
+  const R = x.length / I;
+  const y = new Float32Array(R * O);
+  const wide = new Float64Array(x);
+  if (R < 4) {
+    for (let r = 0; r < R; r++) for (let o = 0; o < O; o += 4) oneByFour(wide, r, weight, o, bias, y);
+    return y;
   }
-  for (let r = 0; r < rows; r++) {
-    for (let o = r < whole[0] ? whole[1] : 0; o < O; o++) y[r * O + o] = bias[o] + dot(X, r * I, weight, o * I, I);
+  const pair = new Float64Array(2 * I);
+  for (let o = 0; o < O; o += 2) {
+    pair.set(weight.subarray(o * I, (o + 2) * I));
+    for (let r = 0; r < R; r += 4) fourByTwo(wide, Math.min(r, R - 4), pair, o, bias, y);
   }
   return y;
 }
 
-/** Fill y (R, O) in rows r to r + 3 and columns o and o + 1: x (R, I) times u and v (I), plus the bias. */
-function fourByTwo(x, r, u, v, y, o, O, bias) {
-  const I = u.length;
-  const a = r * I;
-  const b = a + I;
-  const c = b + I;
-  const d = c + I;
-  let au = 0, bu = 0, cu = 0, du = 0, av = 0, bv = 0, cv = 0, dv = 0;
+/** Fill row r and columns o to o + 3 of y (R, O), from x (R, I) and weight (O, I). */
+function oneByFour(x, r, weight, o, bias, y) {
+  const O = bias.length;
+  const I = weight.length / O;
+  const o1 = Math.min(o + 1, O - 1);
+  const o2 = Math.min(o + 2, O - 1);
+  const o3 = Math.min(o + 3, O - 1);
+  const start = r * I;
+  const [j, j1, j2, j3] = [o * I, o1 * I, o2 * I, o3 * I];
+  let [sum, sum1, sum2, sum3] = [0, 0, 0, 0];
   for (let i = 0; i < I; i++) {
-    const ui = u[i];
-    const vi = v[i];
-    const ai = x[a + i];
-    const bi = x[b + i];
-    const ci = x[c + i];
-    const di = x[d + i];
-    au += ai * ui;
-    bu += bi * ui;
-    cu += ci * ui;
-    du += di * ui;
-    av += ai * vi;
-    bv += bi * vi;
-    cv += ci * vi;
-    dv += di * vi;
+    const value = x[start + i];
+    sum += value * weight[j + i];
+    sum1 += value * weight[j1 + i];
+    sum2 += value * weight[j2 + i];
+    sum3 += value * weight[j3 + i];
+  }
+  y[r * O + o] = sum + bias[o];
+  y[r * O + o1] = sum1 + bias[o1];
+  y[r * O + o2] = sum2 + bias[o2];
+  y[r * O + o3] = sum3 + bias[o3];
+}
+
+/** Fill rows r to r + 3 and columns o and o + 1 of y (R, O), from x (R, I) and the weight's rows o and o + 1, pair
+ * (2, I). */
+function fourByTwo(x, r, pair, o, bias, y) {
+  const O = bias.length;
+  const I = pair.length / 2;
+  const [a, b, c, d] = [r * I, (r + 1) * I, (r + 2) * I, (r + 3) * I];
+  let [au, bu, cu, du, av, bv, cv, dv] = [0, 0, 0, 0, 0, 0, 0, 0];
+  for (let i = 0; i < I; i++) {
+    const u = pair[i];
+    const v = pair[I + i];
+    let value = x[a + i];
+    au += value * u;
+    av += value * v;
+    value = x[b + i];
+    bu += value * u;
+    bv += value * v;
+    value = x[c + i];
+    cu += value * u;
+    cv += value * v;
+    value = x[d + i];
+    du += value * u;
+    dv += value * v;
   }
   const at = r * O + o;
   y[at] = au + bias[o];
-  y[at + 1] = av + bias[o + 1];
   y[at + O] = bu + bias[o];
-  y[at + O + 1] = bv + bias[o + 1];
   y[at + 2 * O] = cu + bias[o];
-  y[at + 2 * O + 1] = cv + bias[o + 1];
   y[at + 3 * O] = du + bias[o];
+  if (o + 1 === O) return; // an odd number of columns
+  y[at + 1] = av + bias[o + 1];
+  y[at + O + 1] = bv + bias[o + 1];
+  y[at + 2 * O + 1] = cv + bias[o + 1];
   y[at + 3 * O + 1] = dv + bias[o + 1];
 }
 
 /** Multiply n numbers of x from i on by those of y from j on, and sum up. */
 function dot(x, i, y, j, n) {
-  let a = 0, b = 0, c = 0, d = 0, k = 0;
+  let [a, b, c, d] = [0, 0, 0, 0];
+  let k = 0;
   for (; k + 3 < n; k += 4) {
     a += x[i + k] * y[j + k];
     b += x[i + k + 1] * y[j + k + 1];
