@@ -64,5 +64,4 @@ def make_data(filler: MaskFiller, text: str, ids: list[int], layer: int | None, 
 
 def render(data: dict) -> str:
     """Return the page's text."""
-    there = [[path for path in paths if path.exists()] for paths in (STYLES, SCRIPTS)]
-    return fill_template(FOLDER / "page.html", *there, data)
+    return fill_template(FOLDER / "page.html", STYLES, SCRIPTS, data)

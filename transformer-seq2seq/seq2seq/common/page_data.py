@@ -51,7 +51,9 @@ def read_training(folder: Path, is_reading: Callable[[dict], bool]) -> dict:
     if (folder / WATCHED).is_file():
         try:
             found = {"curve": read_curve(folder / CURVE), "watched": read_records(folder / WATCHED, 2 * MAX_WATCHED)}
-            if not all(is_number(one.get("step")) and is_reading(one) for one in found["watched"]):
+            if not all(
+                is_number(one["step"]) and is_number(one["epoch"]) and is_reading(one) for one in found["watched"]
+            ):
                 raise ValueError
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             warn(f"{folder / WATCHED}: is damaged or not of this model; the page does not replay its training")

@@ -67,5 +67,4 @@ def make_data(
 
 def render(data: dict) -> str:
     """Return the page's text."""
-    there = [[path for path in paths if path.exists()] for paths in (STYLES, SCRIPTS)]
-    return fill_template(FOLDER / "page.html", *there, data)
+    return fill_template(FOLDER / "page.html", STYLES, SCRIPTS, data)

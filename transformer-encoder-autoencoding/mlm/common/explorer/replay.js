@@ -120,7 +120,7 @@ class Replay {
 
   say() {
     const { moment } = this;
-    const name = moment ? `step ${moment.step.toLocaleString("en")}` : "now: the trained model";
+    const name = moment ? `epoch ${moment.epoch}, step ${moment.step.toLocaleString("en")}` : "now: the trained model";
     const record = this.recordOf(moment);
     const losses = record && Object.entries(CURVES).map(([key, shown]) => `${shown} loss ${record[key].toFixed(2)}`);
     this.said.textContent = record ? `${name}: ${losses.join(", ")}` : name;
