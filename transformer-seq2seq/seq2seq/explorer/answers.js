@@ -5,7 +5,8 @@ class Answers {
   /** element: an empty one. */
   constructor(element) {
     this.both = make("div", "both");
-    this.words = make("div", "lost", "", { role: "list", "aria-label": "The output with all parts on, scored word by word" });
+    const label = "The output with all parts on, scored word by word";
+    this.words = make("div", "lost", "", { role: "list", "aria-label": label });
     this.verdict = make("p", "verdict", "", { role: "status", "aria-live": "polite" });
     element.append(this.both, this.words, this.verdict);
   }
@@ -20,7 +21,8 @@ class Answers {
   /** Show outputs: before and after, texts; words, those of the one before, each with its log-probability before and
    * after, was and is; changed: log-probability after less before. */
   show({ before, after, words }) {
-    const column = (title, text) => makeOf("div", "", make("h3", "", title), make("bdi", "said-whole", text || "(nothing)"));
+    const write = (text) => make("bdi", "said-whole", text || "(empty)");
+    const column = (title, text) => makeOf("div", "", make("h3", "", title), write(text));
     this.both.replaceChildren(column("All parts on", before), column("As switched now", after));
     this.words.replaceChildren(...words.map((one) => this.makeWord(one)));
     const sum = (key) => words.reduce((total, one) => total + one[key], 0);

@@ -39,7 +39,7 @@ function sampler({ temperature = 1, kept = 0, mass = 1, seed = 0 }) {
     const tokens = isCut ? topK(one.logProbs, kept || one.logProbs.length) : [...one.logProbs.keys()];
     const probs = softmax(Float32Array.from(tokens, (token) => one.logProbs[token] / temperature));
     let [count, nucleus] = [0, 0];
-    while (count < probs.length && nucleus < mass) nucleus += probs[count++]; // a token stays if those before fall short
+    while (count < probs.length && nucleus < mass) nucleus += probs[count++]; // stays if those before fall short
     let left = uniform(seed, t) * nucleus;
     let drawn = 0;
     while (drawn < count - 1 && left >= probs[drawn]) left -= probs[drawn++];

@@ -5,7 +5,7 @@ const live = data.model && new Live(data); // null: the page shows one reading t
 const first = firstState(data);
 const parts = switchable(data.config);
 const names = namesOf(parts);
-const QUESTIONS = ["text", "method", ...Object.keys(BOUNDS), "put", "off", "matters"]; // what the model has to be asked for
+const QUESTIONS = ["text", "method", ...Object.keys(BOUNDS), "put", "off", "matters"]; // what the model is asked
 const SIDES = {
   cross: { from: "being written", to: "the prompt" },
   decoder: { from: "being written", to: "written before" },
@@ -103,7 +103,8 @@ function lookAt({ layer, head }) {
 
 /** Put a token at a step: the words before it stay, the decoder goes on behind it. */
 function put(step, ...ids) {
-  const before = reading.found[0].path.slice(0, step - 1).map(({ token }, t) => ({ id: token, own: reading.words[t].own }));
+  const { found, words } = reading;
+  const before = found[0].path.slice(0, step - 1).map(({ token }, t) => ({ id: token, own: words[t].own }));
   change({ put: [...before, ...ids.map((id) => ({ id, own: true }))], step: step + ids.length - 1 });
 }
 
@@ -155,15 +156,18 @@ async function compare(ids, { options, own }, job) {
   if (whole.key !== key) whole = { key, reading: await live.read(ids, options, own, ALL_ON, job) };
   const { found, words } = whole.reading;
   const is = await live.score(whole.reading, off, job);
-  const scored = found[0].path.map(({ parent, token }, t) => ({ word: words[t].text, was: parent.logProbs[token], is: is[t] }));
+  const was = found[0].path.map(({ parent, token }) => parent.logProbs[token]);
+  const scored = words.map(({ text }, t) => ({ word: text, was: was[t], is: is[t] }));
   const before = live.write(found[0].ids);
   views.answers.show({ before, after: live.write(reading.found[0].ids), words: scored });
-  views.changed.say(before, found[0].logProbability, is.reduce((sum, one) => sum + one, 0));
+  views.changed.say(before, total(was), total(is));
 }
+
+const total = (numbers) => numbers.reduce((sum, one) => sum + one, 0);
 
 /** Score the output without each part. */
 async function findWhatMatters(job) {
-  const sum = async (off, memory) => (await live.score(reading, off, job, memory)).reduce((total, one) => total + one, 0);
+  const sum = async (off, memory) => total(await live.score(reading, off, job, memory));
   const before = await sum(state.off, reading.memory);
   known = { changes: new Map(), answer: live.write(reading.found[0].ids), off: state.off, entropy, done: false };
   known.before = Math.exp(before);
@@ -199,16 +203,16 @@ function show() {
   showNotes();
   showMaps(step);
   $("beams-part").hidden = state.method !== "beam" || !reading.found;
-  if (!$("beams-part").hidden) views.beams.show(reading, step, (id) => live.nameOf(id), (ids) => live.write(ids));
+  if (!$("beams-part").hidden) views.beams.show(reading, step, live);
   if (reading.found && (lensOf[0] !== reading || lensOf[1] !== step)) showLens(step);
 }
 
 function showNotes() {
   $("cut").hidden = !reading.isCut;
-  $("cut").textContent = `The output was stopped at ${reading.output.length} tokens, all that the model has: it did not end.`;
+  $("cut").textContent = `It was stopped at ${reading.output.length} tokens, all that the model has: it did not end.`;
   $("mine").hidden = !reading.words.some(({ own }) => own);
   $("moment").hidden = moment === null;
-  $("moment").firstChild.textContent = `This is the model at step ${moment} of its training, asked “${reading.text}”.`;
+  $("moment").firstChild.textContent = `The model at step ${moment} of its training, asked “${reading.text}”.`;
   document.querySelector("main").classList.toggle("past", moment !== null);
 }
 
@@ -237,7 +241,7 @@ function showLens(step) {
   const word = reading.output[step - 1];
   views.lens.show(live.lens(reading, step), word);
   const text = "What each layer of the decoder would write for word ";
-  $("lens-note").replaceChildren(text, `${step}, `, make("bdi", "", word), ", if it were the last: its output, projected.");
+  $("lens-note").replaceChildren(text, `${step}, `, make("bdi", "", word), ", if it were the last one.");
 }
 
 /** Show what is asked: the prompt, its tokens, and the settings. */
@@ -256,7 +260,9 @@ function showQuestion(ids, problem) {
   if (ids.includes(unk)) $("pieces").append(make("span", "", "the model does not know what is marked"));
   document.title = `${state.text} – attention`;
   document.querySelector(`[name=method][value=${state.method}]`).checked = true;
-  for (const settings of document.querySelectorAll(".settings")) settings.hidden = settings.dataset.method !== state.method;
+  for (const settings of document.querySelectorAll(".settings")) {
+    settings.hidden = settings.dataset.method !== state.method;
+  }
   for (const name of Object.keys(BOUNDS)) {
     if (document.activeElement !== $(name)) $(name).value = state[name];
   }

@@ -64,7 +64,9 @@ class Live {
     const output = path.map(({ token }) => this.nameOf(token));
     const reading = { source: ids.map((id) => this.nameOf(id)), output, target: ["start", ...output.slice(0, -1)] };
     const attended = (kind) => path.map(({ parent }) => parent.hidden[kind]);
-    const words = path.map((one, t) => ({ text: output[t], probability: this.probabilityOf(one), own: own.has(t) }));
+    const words = path.map(({ parent, token: id }, t) => {
+      return { text: output[t], probability: Math.exp(parent.logProbs[id]), own: own.has(t), id };
+    });
     return {
       ...reading,
       ...{ ids, memory, found, steps, words, isCut: !finished },
@@ -75,11 +77,6 @@ class Live {
           : AttentionMaps.ofLayers(joinRows(attended(kind), heads, rest.to.length), heads, rest),
       ),
     };
-  }
-
-  /** The probability of a hypothesis's last token. */
-  probabilityOf({ parent, token }) {
-    return Math.exp(parent.logProbs[token]);
   }
 
   /** Name the likeliest tokens: log-probabilities (V) -> [{ token, probability, id }]. Ids without a token are none. */

@@ -15,11 +15,11 @@ class Output {
     $("put").addEventListener("click", () => this.type());
   }
 
-  /** Show words: [{ text, probability or null, own }], own if the reader has put it; next: for each step
-   * [{ token, probability, id }], the likeliest first, id only where a model is there to go on. */
+  /** Show words: [{ text, probability or null, own, id }], own if the reader has put it; next: for each step
+   * [{ token, probability, id }], the likeliest first; ids only where a model is there to go on. */
   show(words, next, step) {
     const old = placeInGroup(this.words);
-    this.next = next;
+    Object.assign(this, { taken: words, next });
     this.words = words.map((word, index) => this.makeWord(word, index));
     $("written").replaceChildren(...this.words);
     rove(this.words);
@@ -54,9 +54,10 @@ class Output {
 
   showNext() {
     const old = placeInGroup(this.candidates);
-    const taken = this.words[this.step - 1].firstChild.textContent;
+    const { text, id } = this.taken[this.step - 1];
     const best = this.next[this.step - 1];
-    const lines = best.map((one) => makeGuess(one, one.token === taken ? "taken" : ""));
+    const isTaken = (one) => (id === undefined ? one.token === text : one.id === id);
+    const lines = best.map((one) => makeGuess(one, isTaken(one) ? "taken" : ""));
     this.candidates = best[0].id === undefined ? [] : lines.map((line, i) => this.makeCandidate(line, best[i]));
     $("next").replaceChildren(...lines);
     rove(this.candidates);

@@ -15,8 +15,8 @@ const BOUNDS = { // of the settings of generation: least, most, whole numbers or
  * tokens that the output has to begin with, [{ id, own }], own if the reader chose it. */
 function firstState({ text, layer, head }) {
   return {
-    ...{ text, method: "greedy", beam: 4, penalty: 1, temperature: 1, kept: 0, mass: 1, seed: 0, put: [], off: new Set() },
-    ...{ kind: "cross", layer, head, form: "lines", step: null, matters: false },
+    ...{ text, method: "greedy", beam: 4, penalty: 1, temperature: 1, kept: 0, mass: 1, seed: 0 },
+    ...{ put: [], off: new Set(), kind: "cross", layer, head, form: "lines", step: null, matters: false },
   };
 }
 
@@ -70,8 +70,9 @@ function within(name, text) {
 
 /** Write the state as the strings of a link; what is as at first is left out. */
 function toLink(state, first) {
+  const plain = ["text", "method", ...Object.keys(BOUNDS), "kind", "form"];
   const strings = (one) => ({
-    ...Object.fromEntries(["text", "method", ...Object.keys(BOUNDS), "kind", "form"].map((key) => [key, `${one[key]}`])),
+    ...Object.fromEntries(plain.map((key) => [key, `${one[key]}`])),
     ...{ layer: `${one.layer ?? "mean"}`, head: `${one.head ?? "mean"}`, step: `${one.step ?? ""}` },
     put: one.put.map(({ id, own }) => `${own ? "~" : ""}${id}`).join("."),
     off: [...one.off].join(),
