@@ -175,15 +175,17 @@ function decodeBytes(tokens) {
   return [new TextDecoder("utf-8", { ignoreBOM: true }).decode(new Uint8Array(bytes))];
 }
 
-const WORDPIECE_CLEANUP = { " .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'", " n't": "n't", " 'm": "'m" };
-Object.assign(WORDPIECE_CLEANUP, { " do not": " don't", " 's": "'s", " 've": "'ve", " 're": "'re" });
+const WORDPIECE_CLEANUP = Object.entries({
+  " .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'", " n't": "n't", " 'm": "'m", " do not": " don't", " 's": "'s",
+  " 've": "'ve", " 're": "'re",
+}); // in this order
 
 /** Return a function that puts spaces before the tokens that begin a word. */
 function decodeWordPiece({ prefix, cleanup }) {
   return (tokens) =>
     tokens.map((token, i) => {
       let text = !i ? token : token.startsWith(prefix) ? token.slice(prefix.length) : ` ${token}`;
-      for (const [from, to] of cleanup ? Object.entries(WORDPIECE_CLEANUP) : []) text = text.replaceAll(from, to);
+      for (const [from, to] of cleanup ? WORDPIECE_CLEANUP : []) text = text.replaceAll(from, to);
       return text;
     });
 }
@@ -191,7 +193,10 @@ function decodeWordPiece({ prefix, cleanup }) {
 const DECODERS = {
   ByteLevel: () => decodeBytes,
   Fuse: () => (tokens) => [tokens.join("")],
-  Replace: ({ pattern, content }) => (tokens) => tokens.map((t) => t.replace(toRegExp(pattern), () => content)),
+  Replace: ({ pattern, content }) => {
+    const expression = toRegExp(pattern);
+    return (tokens) => tokens.map((token) => token.replace(expression, () => content));
+  },
   Strip: ({ content }) => (tokens) => tokens.map((t) => (t.startsWith(content) ? t.slice(content.length) : t)),
   WordPiece: decodeWordPiece,
   Metaspace: ({ replacement, prepend_scheme }) => (tokens) =>
