@@ -71,7 +71,7 @@ def encode_watched(config: TrainConfig, model: MaskedLanguageModel, tokenizer: T
             for text in config.watched:
                 place = f"the watched text {text[:40]!r}"
                 found[text] = filler.encode(Sentence(text, place), unknown).ids
-                if not set(found[text]) - {*filler.special.all} | {filler.special.mask}.intersection(found[text]):
+                if set(found[text]) <= {*filler.special.all} - {filler.special.mask}:
                     raise InputError(f"{place}: the model knows none of its words; give another")
             if unknown and config.watch is None:
                 unknown.clear()
