@@ -93,7 +93,7 @@ class AttentionMap {
 
   buildWords() {
     this.pointed = null;
-    if (this.chosen?.index >= this.maps[this.chosen.side].length) this.chosen = null;
+    if (this.chosen && this.chosen.index >= this.maps[this.chosen.side].length) this.chosen = null;
     for (const side of ["from", "to"]) {
       const old = placeInGroup(this.options[side]);
       this.options[side] = this.maps[side].map((word, index) => this.makeWord(word, side, index));
