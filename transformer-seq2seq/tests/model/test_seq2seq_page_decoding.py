@@ -192,7 +192,7 @@ def test_the_same_seed_draws_the_same(page, rounded):
 def test_one_word_to_draw_from_is_greedy(page, rounded):
     model, sources = rounded(30, 1), random_sources(30, 6)
     greedy = run(page, model, sources, 10)
-    for settings in ({"kept": 1}, {"mass": 1e-6}, {"temperature": 1e-3}):
+    for settings in ({"kept": 1}, {"mass": 1e-6}):
         assert run(page, model, sources, 10, sampling={"seed": 5, **settings}) == greedy
 
 
