@@ -136,11 +136,15 @@ def test_texts_that_take_too_much_room_are_refused(run, tmp_path, monkeypatch):
     assert status == 2 and re.search(r"take \d+ kB at every evaluation, with room for 2; .* \(--watch\)$", stderr)
 
 
-def test_the_readmes_example_is_watched_on_the_bundled_text_if_the_model_can_read_it(folder, tiny, tokenizer):
+def test_the_readmes_example_is_watched_on_the_bundled_text_if_the_model_can_read_it(
+    folder, tiny, make_model, tokenizer
+):
     assert TrainConfig().watched == (EXAMPLE,) and f'"{EXAMPLE}"' in (folder / "README.md").read_text(encoding="utf-8")
     assert TrainConfig(corpus=(Path("text.txt"),)).watched == ()
     assert TrainConfig(watch=TEXTS).watched == TEXTS
     assert encode_watched(TrainConfig(), tiny, tokenizer) == {}  # it does not know the words
+    short = make_model(tokenizer.get_vocab_size(), max_length=5)
+    assert encode_watched(TrainConfig(), short, tokenizer) == {}  # nor has this one room for them
     with pytest.raises(InputError, match="knows none of its words"):
         encode_watched(TrainConfig(watch=("Transformers",)), tiny, tokenizer)
 
