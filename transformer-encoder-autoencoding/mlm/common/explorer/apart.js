@@ -3,12 +3,13 @@
 /** The model drawn as a chain of parts, each with a switch. */
 class Switches {
   /**
-   * element: an empty one; chains: [{ title, parts: [{ name, label }, ...] }, ...], name as in the set of parts that
-   * are off, such as "encoder-ff.1"; onSwitch(name), null for "all on".
+   * element: an empty one; chains: [{ title, parts: [{ name, label }, ...], end }, ...], with title and end what
+   * stands before and behind them, name as in the set of parts that are off, such as "encoder-ff.1"; onSwitch(name),
+   * null for "all on".
    */
   constructor(element, chains, onSwitch) {
     this.parts = [];
-    for (const { title, parts } of chains) {
+    for (const { title, parts, end } of chains) {
       const chain = make("div", "chain", "", { role: "group", "aria-label": title });
       chain.append(make("span", "end", title));
       for (const { name, label } of parts) {
@@ -17,6 +18,7 @@ class Switches {
         this.parts.push({ part, name });
         chain.append(part);
       }
+      if (end) chain.append(make("span", "end last", end));
       element.append(chain);
     }
     this.heads = make("p", "muted");
@@ -43,6 +45,8 @@ function nameOfPart(name, kinds = false) {
   return `${stack}layer ${layer}, ${part}`;
 }
 
+const NOTHING_OFF = "Switch a part off, here or a head above: beside this stands what becomes of the answer.";
+
 /** The answer with the whole model, and as it is with parts switched off, beside each other. */
 class Compare {
   /** element: an empty one. */
@@ -51,7 +55,8 @@ class Compare {
     this.lists = [make("ol", "guesses"), make("ol", "guesses")];
     this.verdict = make("p", "verdict", "", { role: "status", "aria-live": "polite" });
     const column = (name, list) => makeOf("div", "", make("h4", "", name), list);
-    const both = makeOf("div", "both", column("all parts on", this.lists[0]), column("as switched now", this.lists[1]));
+    this.now = column("as switched now", this.lists[1]);
+    const both = makeOf("div", "both", column("all parts on", this.lists[0]), this.now);
     element.append(this.title, both, this.verdict);
   }
 
@@ -65,12 +70,14 @@ class Compare {
       const lines = best.map((one) => makeGuess(one, one.token === answer ? "right" : ""));
       this.lists[i].replaceChildren(...lines);
     });
-    this.verdict.replaceChildren(...(change === null ? ["Nothing is switched off yet."] : this.say(answer, change)));
+    this.now.hidden = change === null;
+    this.verdict.classList.toggle("muted", change === null);
+    this.verdict.replaceChildren(...(change === null ? [NOTHING_OFF] : this.say(answer, change)));
   }
 
   say(answer, change) {
     const amount = make("b", `figure ${changeClass(change)}`, signed(change));
-    const factor = Math.abs(change) < 0.005 ? "as likely as before" : `${times(change)} as likely as before`;
+    const factor = Math.abs(change) < 0.05 ? "about as likely as before" : `${times(change)} as likely as before`;
     return ["log-probability of ", make("bdi", "", answer), " ", amount, `: ${factor}`];
   }
 }

@@ -155,6 +155,8 @@ class Jobs {
     } catch (error) {
       if (error instanceof Superseded) return false;
       throw error;
+    } finally {
+      job.done = true;
     }
   }
 }
@@ -162,6 +164,7 @@ class Jobs {
 class Job {
   constructor(jobs) {
     this.jobs = jobs;
+    this.done = false;
     this.since = performance.now();
   }
 

@@ -4,7 +4,7 @@
 class Lens {
   /** element: an empty one. */
   constructor(element) {
-    this.table = make("table", "lens");
+    this.table = make("table", "lens", "", { "aria-label": "The likeliest words after each layer" });
     element.append(makeOf("div", "scroll", this.table));
   }
 
