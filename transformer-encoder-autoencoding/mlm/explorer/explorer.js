@@ -35,6 +35,7 @@ function update(change) {
   const reading = state.moment ?? data.reading;
   document.body.classList.toggle("replaying", state.moment !== null);
   for (const part of document.querySelectorAll(".past")) part.inert = state.moment !== null;
+  if (filler && reading) showNote({});
   if (reading) return jobs.run(async () => showReading(reading));
   const encoded = filler.encode(state.text);
   showNote(encoded);
@@ -88,8 +89,7 @@ function showReading({ text, words, guesses, weights }) {
   const tokens = words.map((word, i) => ({
     text: word, fixed: !guesses[i], unknown: false, masked: guesses[i]?.itself === null, hidden: i === hidden, joins: false,
   }));
-  $("sentence").textContent = text;
-  $("text").value = text;
+  if (!filler) $("sentence").textContent = text;
   view.sentence.showTokens(tokens, null);
   guesses.forEach((guess, i) => guess?.itself != null && view.sentence.showMeter(i, guess.itself));
   if (guesses[hidden]) {
@@ -108,6 +108,11 @@ function showAttention() {
   const names = [`encoder.${state.layer}`, `encoder.${state.layer}.${state.head}`];
   view.heads.show(maps, { layer, head, kind: "encoder", off: state.off });
   view.map.show(maps, { layer, head, form: state.form, off: names.some((name) => state.off.has(name)), titles: TITLES });
+}
+
+/** Show a head: layer and head from 0, the means behind the last. */
+function showHead({ layer, head }) {
+  look({ layer: layer < LAYERS ? layer + 1 : null, head: head < HEADS ? head + 1 : null });
 }
 
 function showNote({ why, ids }) {
@@ -140,7 +145,9 @@ function type(text) {
   const { ids: after = before } = filler.encode(text);
   const moved = (position) => follow(before, after, position);
   const hidden = new Set([...state.hidden].map(moved).filter((position) => position !== null));
-  update({ text, hidden, place: state.place === null ? null : moved(state.place), moment: null });
+  state.moment = null;
+  update({ text, hidden, place: state.place === null ? null : moved(state.place) });
+  view.replay?.end();
 }
 
 /** Find where a token is after an edit in the midst of a sentence, null if it is gone. */

@@ -50,7 +50,7 @@ function makeChain() {
     { name: `encoder.${l}`, label: `attention ${l}` },
     { name: `encoder-ff.${l}`, label: `feed-forward ${l}` },
   ]);
-  return [{ title: "words", parts: [{ name: "positions", label: "positions" }, ...layers] }];
+  return [{ title: "words", parts: [{ name: "positions", label: "positions" }, ...layers], end: "answer" }];
 }
 
 const mattersRows = layerNumbers.map((l) => ({
@@ -85,7 +85,7 @@ const view = {
     onHide: hideOrShow,
     onPlace: filler && ((place) => update({ place })),
   }),
-  heads: new HeadGrid($("heads-part"), { onShow: look, onSwitch: filler && flip }),
+  heads: new HeadGrid($("heads-part"), { onShow: showHead, onSwitch: filler && flip }),
   map: new AttentionMap($("map"), { onForm: (form) => look({ form }) }),
 };
 if (filler) {
@@ -98,13 +98,23 @@ if (filler) {
     onStart: () => update({ matters: true }),
     onPick: pick,
   });
-  new TryThis($("try"), makeExperiments(), (change) => refresh(change));
+  new TryThis($("try"), makeExperiments(), (change) => {
+    refresh(change);
+    view.replay?.end();
+  });
   $("text").addEventListener("input", () => {
     type($("text").value);
     fitText();
   });
   $("text").addEventListener("keydown", (event) => event.key === "Enter" && event.preventDefault());
   new ResizeObserver(fitText).observe($("text"));
+}
+
+/** Show a moment of the training: what the model made of a text then; null: the model that the page carries. */
+function showMoment(moment) {
+  const isNew = moment && moment.text !== state.text;
+  if (isNew) Object.assign(state, { text: moment.text, hidden: new Set(), place: null });
+  refresh({ moment });
 }
 
 /** Show a state that was set at once, its text too. */
@@ -121,6 +131,10 @@ function fitText() {
   field.style.setProperty("height", `${field.scrollHeight + 2}px`);
 }
 
+if (data.watched.length) {
+  $("replay-section").hidden = false;
+  view.replay = new Replay($("replay"), data.curve, data.watched, showMoment);
+}
 restore(link.read());
 new Theme($("theme"), () => {
   if (maps) showAttention();
