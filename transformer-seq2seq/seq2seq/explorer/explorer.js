@@ -247,6 +247,7 @@ function showLens(step) {
 /** Show what is asked: the prompt, its tokens, and the settings. */
 function showQuestion(ids, problem) {
   if ($("text").value !== state.text) $("text").value = state.text;
+  $("text").classList.toggle("long", state.text.length > 90);
   $("problem").textContent = problem;
   $("text").setAttribute("aria-invalid", problem !== "");
   document.querySelector("main").classList.toggle("stale", problem !== "");

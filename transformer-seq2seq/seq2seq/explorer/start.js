@@ -42,6 +42,7 @@ function keepStill() {
   for (const element of document.querySelectorAll("[data-live], #method, #try, #pieces")) element.hidden = true;
   $("text").readOnly = true;
   $("text").value = data.text;
+  $("text").classList.toggle("long", data.text.length > 90);
   $("problem").textContent = data.why;
   document.title = `${data.text} – attention`;
 }

@@ -774,10 +774,11 @@ CONTRASTS = """() => {
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_it_is_legible_in_both_themes_and_at_any_width(opened, written, long, theme):
-    for file in (written, long):
-        with opened(file, color_scheme=theme, fragment="#method=beam&off=cross.1&matters=1") as page:
+    for file, fragment in ((written, "#method=beam&off=cross.1&matters=1"), (long, "#method=sample&step=9")):
+        with opened(file, color_scheme=theme, fragment=fragment) as page:
             assert page.locator("html").get_attribute("data-theme") == theme
-            expect(page.locator("#strongest")).to_contain_text("head", timeout=20_000)
+            if "matters" in fragment:
+                expect(page.locator("#strongest")).to_contain_text("head")
             for width, form in ((2000, "Lines"), (1000, "Table"), (360, "Table"), (360, "Lines")):
                 page.set_viewport_size({"width": width, "height": 800})
                 page.get_by_text(form, exact=True).click()
@@ -816,10 +817,10 @@ def test_the_theme_is_changed_by_its_button(opened, written):
 
 
 def test_words_stay_text(opened, make_page):
-    file = make_page(HOSTILE, max_length=128)
-    with opened(file, color_scheme="dark", fragment="#method=beam&off=cross.1&matters=1") as page:
-        typed = " ".join(HOSTILE)
-        for text in (typed, typed[::-1]):
+    file, typed = make_page(HOSTILE, max_length=90), " ".join(HOSTILE)
+    with opened(file, color_scheme="dark", fragment="#off=cross.1&matters=1") as page:
+        for text, method in ((typed, "Greedy"), (typed[::-1], "Beam search")):
+            page.get_by_text(method).click()
             page.locator("#text").fill(text)
             expect(page.locator("#strongest")).to_contain_text("head", timeout=20_000)
             assert page.locator("#text").input_value() == text
