@@ -5,9 +5,10 @@
     python3 train_mlm.py --resume                           continue after an interruption
 
 Writes to --output (default: results/ beside this file): model/ (a Hugging Face BERT directory), metrics.jsonl
-(a line for every evaluation), metrics.json (the final figures), loss_curve.png, tokens/ (the text as token ids,
-used again while the text is the same), checkpoint.pt and checkpoint.before.pt (for --resume). The model directory
-is replaced only when a run ends or is interrupted.
+(a line for every evaluation), watched.jsonl (what the model then makes of the sentences of --watch), metrics.json
+(the final figures), loss_curve.png, tokens/ (the text as token ids, used again while the text is the same),
+checkpoint.pt and checkpoint.before.pt (for --resume). The model directory is replaced only when a run ends or is
+interrupted.
 
 Memory does not grow with the corpus. From more than 30 MB of text, the vocabulary is learnt from an evenly
 spread part of about that size.
@@ -43,6 +44,7 @@ from mlm.common.files import output_lock
 from mlm.common.progress import Progress, show_record
 from mlm.config import RESUME_INVARIANTS, TrainConfig
 from mlm.dataset import Data, FixedMasks, prepare_data
+from mlm.explorer.reading import encode_watched, read
 from mlm.report import write_report
 from mlm.tokenizer import PAD
 
@@ -79,6 +81,7 @@ class Trainer:
     model: MaskedLanguageModel
     progress: Progress = field(default_factory=Progress)
     kept: dict[str, Tensor] | None = None  # the best weights so far
+    watched: dict[str, list[int]] = field(default_factory=dict)  # texts and their ids
     saved: bool = False  # True if there is a checkpoint of this run
     interrupt: Interrupt | None = None
     interrupted: bool = False  # True if any process is
@@ -166,10 +169,13 @@ class Trainer:
         return nll / len(right), right
 
     def evaluate(self) -> None:
-        """Score the held-out text, and keep the weights unless earlier ones were significantly better."""
+        """Score the held-out text, keep the weights unless earlier ones were significantly better, and read the
+        watched sentences."""
         loss, right = self.score_held_out()
         if self.progress.add_record(loss, right, self.optimizers[0].param_groups[0]["lr"]):
             self.kept = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+        tokenizer = self.data.tokenizer
+        self.progress.add_readings([read(text, ids, self.model, tokenizer) for text, ids in self.watched.items()])
 
     def batches(self, epoch: int) -> Sequence[np.ndarray]:
         """Return the batches of an epoch, which the seed decides."""
@@ -221,7 +227,7 @@ class Trainer:
         }
         checkpoint.save(self.config.checkpoint, state)
         self.saved = True
-        self.progress.write_curve(self.config.output / "metrics.jsonl")
+        self.progress.write(self.config.output)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to the state that save() wrote."""
@@ -250,6 +256,7 @@ def build_trainer(config: TrainConfig, context: DistributedContext) -> Trainer:
         warn(f"{config.checkpoint}: overwriting the checkpoint of an unfinished run (use --resume to continue it)")
     config = config.resolve(context.device, data.train.n_tokens)
     trainer = Trainer(config, context, data, model.to(context.device))
+    trainer.watched = encode_watched(config, trainer.model, data.tokenizer)
     if last:
         trainer.restore(last)
     return trainer
@@ -288,7 +295,7 @@ def save_model(trainer: Trainer, directory: Path) -> None:
         )
     if not trainer.kept or (trainer.interrupted and trainer.progress.nll_tokens):  # updates since the last evaluation
         trainer.evaluate()
-        trainer.progress.write_curve(directory.parent / "metrics.jsonl")
+        trainer.progress.write(directory.parent)
     trainer.model.load_state_dict(trainer.kept)
     bert.save(directory, trainer.model, trainer.data.tokenizer)
     for name in ("metrics.json", "loss_curve.png"):

@@ -5,9 +5,10 @@
     python3 train.py --resume                          continue after an interruption
 
 Writes to --output (default: samples/ beside this file): model/ (a Hugging Face MarianMT directory), metrics.jsonl
-(a line for every evaluation), metrics.json (the final figures), loss_curve.png, outputs.tsv (held-out prompts,
-references, outputs), tokens/ (the pairs as token ids, used again while the pairs are the same), checkpoint.pt and
-checkpoint.before.pt (for --resume). The model directory is replaced only when a run ends or is interrupted.
+(a line for every evaluation), watched.jsonl (what the model then makes of the prompts of --watch), metrics.json (the
+final figures), loss_curve.png, outputs.tsv (held-out prompts, references, outputs), tokens/ (the pairs as token ids,
+used again while the pairs are the same), checkpoint.pt and checkpoint.before.pt (for --resume). The model directory
+is replaced only when a run ends or is interrupted.
 
 Memory does not grow with the corpus. From more than 30 MB of pairs, the vocabulary is learnt from an evenly
 spread part of about that size.
@@ -40,6 +41,7 @@ from seq2seq.common.files import output_lock
 from seq2seq.common.progress import Progress, show_record
 from seq2seq.config import RESUME_INVARIANTS, TrainConfig
 from seq2seq.dataset import Batch, Data, prepare_data
+from seq2seq.explorer.reading import encode_watched, read_watched
 from seq2seq.loss import CHUNK, IGNORE, token_losses
 from seq2seq.metrics import write_report
 from seq2seq.muon import make_optimizers
@@ -69,6 +71,7 @@ class Trainer:
     model: Transformer
     progress: Progress = field(default_factory=Progress)
     kept: dict[str, Tensor] | None = None  # the best weights so far
+    watched: dict[str, list[int]] = field(default_factory=dict)  # texts and their ids
     saved: bool = False  # True if there is a checkpoint of this run
     interrupt: Interrupt | None = None
     interrupted: bool = False  # True if any process is
@@ -153,10 +156,15 @@ class Trainer:
         return nll / len(right), right
 
     def evaluate(self) -> None:
-        """Score the held-out pairs, and keep the weights unless earlier ones were significantly better."""
+        """Score the held-out pairs, keep the weights unless earlier ones were significantly better, and read the
+        watched prompts."""
         loss, right = self.score_held_out()
         if self.progress.add_record(loss, right, self.optimizers[0].param_groups[0]["lr"]):
             self.kept = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+        tokenizer = self.data.tokenizer
+        self.progress.add_readings(
+            [read_watched(text, ids, self.model, tokenizer) for text, ids in self.watched.items()]
+        )
 
     def batches(self, epoch: int) -> Sequence[np.ndarray]:
         """Return the batches of an epoch, which the seed decides."""
@@ -208,7 +216,7 @@ class Trainer:
         }
         checkpoint.save(self.config.checkpoint, state)
         self.saved = True
-        self.progress.write_curve(self.config.output / "metrics.jsonl")
+        self.progress.write(self.config.output)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to the state that save() wrote."""
@@ -239,6 +247,7 @@ def build_trainer(config: TrainConfig, context: DistributedContext) -> Trainer:
         warn(f"{config.checkpoint}: overwriting the checkpoint of an unfinished run (use --resume to continue it)")
     config = config.resolve(context.device, len(data.train.target.ids))
     trainer = Trainer(config, context, data, model.to(context.device))
+    trainer.watched = encode_watched(config, trainer.model, data.tokenizer)
     if last:
         trainer.restore(last)
     return trainer
@@ -277,7 +286,7 @@ def save_model(trainer: Trainer, directory: Path) -> None:
         )
     if not trainer.kept or (trainer.interrupted and trainer.progress.nll_tokens):  # updates since the last evaluation
         trainer.evaluate()
-        trainer.progress.write_curve(directory.parent / "metrics.jsonl")
+        trainer.progress.write(directory.parent)
     trainer.model.load_state_dict(trainer.kept)
     marian.save(directory, trainer.model, trainer.data.tokenizer)
     for name in ("metrics.json", "loss_curve.png", "outputs.tsv"):

@@ -7,40 +7,36 @@
 Writes to --output (default: samples/ beside this file): attention_heatmap.png, the cross-attention of the layer and
 head asked for or of the mean of all; decoder_self_attention.png, the causal triangle of the same;
 attention_heads.png, the cross-attention of every head of every layer with its entropy.
-With --html, instead of the three: attention.html, a page to explore every head in, step by step, which needs a
-browser and nothing else.
+With --html, instead of the three: attention.html, a page that carries the model, to type into and to take apart; it
+needs a browser and nothing else. Beside a run that watched texts, it replays the training. A model too large for a
+page is shown with this prompt alone.
 """
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
 
 from seq2seq.common.command_line import run_script  # isort: skip (before PyTorch: a quiet Ctrl-C)
 
 import torch
-from tokenizers import Tokenizer
-from torch import Tensor
 
-from decoding import generate
 from seq2seq import marian
 from seq2seq.common.command_line import Parser, int_in, pick_device
 from seq2seq.common.errors import warn
 from seq2seq.common.files import make_output_folder, write_text
 from seq2seq.common.plots import (
     MAX_TITLE,
+    check_map,
     check_room,
     draw_heads,
     draw_map,
-    entropy,
     fonts_for,
     select_map,
     shorten,
-    with_means,
 )
-from seq2seq.common.token_text import show_token
 from seq2seq.explorer import page
-from seq2seq.generation import encode_prompts, require_outputs
-from transformer import Attentions, Transformer, causal_mask, padding_mask
+from seq2seq.explorer.reading import Attended, attend
+from seq2seq.generation import encode_prompts
+from transformer import causal_mask
 
 FOLDER = Path(__file__).parent
 PICTURES = "attention_heatmap.png", "decoder_self_attention.png", "attention_heads.png"
@@ -73,64 +69,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-@dataclass
-class Attended:
-    """What a generated text attends to. Words: source (S), those of the prompt; generated (T); and target (T), which
-    the decoder reads, the start and the words before the last. Weights: cross (L, H, T, S), decoder (L, H, T, T) and
-    encoder (L, H, S, S), or None if it was not asked for. probabilities (T, V) of the next token."""
-
-    source: list[str]
-    generated: list[str]
-    target: list[str]
-    cross: Tensor
-    decoder: Tensor
-    encoder: Tensor | None
-    probabilities: Tensor
-
-
-@torch.inference_mode()
-def attend(model: Transformer, tokenizer: Tokenizer, prompt: str, for_page: bool) -> Attended:
-    """Generate from a prompt, greedily, and look at all attention of doing so. for_page: also at the encoder's; refuse
-    a prompt for which a page has no room, else a model for which the pictures have none."""
-    config, device = model.config, model.output_bias.device
-    source = torch.tensor(encode_prompts([prompt], ["the prompt"], model, tokenizer), device=device)
-    output = require_outputs(generate(model, source, config.max_length))[0][0].ids
-    output = [*output, config.eos_id][: config.max_length]
-    target = torch.tensor([[config.pad_id, *output[:-1]]], device=device)
-    if for_page:
-        page.check_size(config, source.size(1), target.size(1))
-    else:
-        check_room(config.n_decoder_layers, config.n_heads)
-    attentions = Attentions()
-    memory, encoder = model.encode(source, need_weights=for_page)
-    hidden = model.decode(target, memory, padding_mask(source, config.pad_id), attentions=attentions)
-    generated = [show_token(tokenizer, token) for token in output]
-    return Attended(
-        source=[show_token(tokenizer, token) for token in source[0].tolist()],
-        generated=generated,
-        target=["start", *generated[:-1]],
-        cross=torch.stack(attentions.cross)[:, 0].cpu(),
-        decoder=torch.stack(attentions.decoder)[:, 0].cpu(),
-        encoder=torch.stack(encoder)[:, 0].cpu() if for_page else None,
-        probabilities=model.project(hidden)[0].float().softmax(dim=-1).cpu(),
-    )
-
-
-def write_page(found: Attended, args: argparse.Namespace, tokenizer: Tokenizer) -> None:
-    """Write the page to explore every head in."""
-    kinds = {
-        "cross": (found.cross, found.generated, found.source),
-        "decoder": (found.decoder, found.generated, found.target),
-        "encoder": (found.encoder, found.source, found.source),
-    }
-    attentions = {
-        kind: page.attention_data(maps := with_means(weights), entropy(maps), rows, columns, kind)
-        for kind, (weights, rows, columns) in kinds.items()
-    }
-    steps = page.next_words(found.probabilities, tokenizer)
-    write_text(args.output / PAGE, page.render(args.prompt, attentions, steps, args.layer, args.head))
-
-
 def draw_pictures(found: Attended, args: argparse.Namespace) -> None:
     """Draw the three pictures, of the layer and head asked for or of the mean."""
     title = shorten(args.prompt, MAX_TITLE)
@@ -152,12 +90,17 @@ def draw_pictures(found: Attended, args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     model, tokenizer = marian.load(args.model, pick_device(args.device))
-    found = attend(model, tokenizer, args.prompt, for_page=args.html)
-    select_map(found.cross, args.layer, args.head)  # refuses a wrong layer or head before anything is written
-    make_output_folder(args.output)
+    config = model.config
+    (ids,) = encode_prompts([args.prompt], ["the prompt"], model, tokenizer)
+    check_map(config.n_decoder_layers, config.n_heads, args.layer, args.head)
     if args.html:
-        write_page(found, args, tokenizer)
+        data = page.make_data(model, tokenizer, args.prompt, ids, args.layer, args.head, args.model.parent)
+        make_output_folder(args.output)
+        write_text(args.output / PAGE, page.render(data))
     else:
+        check_room(config.n_decoder_layers, config.n_heads)
+        found = attend(ids, model, tokenizer, config.max_length)
+        make_output_folder(args.output)
         draw_pictures(found, args)
     for file in [PAGE] if args.html else PICTURES:
         print(args.output / file)

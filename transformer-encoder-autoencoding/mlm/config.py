@@ -13,6 +13,7 @@ from .common.fast_cpu import best_precision
 
 FOLDER = Path(__file__).parents[1]  # where the scripts, data/ and results/ are
 DEFAULT_EPOCHS = 180
+EXAMPLE = "Transformers use [MASK] attention"  # the README's, watched in runs on the bundled sentences
 VOCAB_SIZES = {"word": 30_000, "bpe": None}  # None: the text decides
 SMALL_BATCH, LARGE_BATCH = 1024, 4096
 LEARNING_RATE = 3e-3
@@ -84,6 +85,13 @@ class TrainConfig:
     precision: str | None = flag(
         None, "the precision of matrix products (default: the fastest)", choices=("fp32", "bf16")
     )
+    watch: tuple[str, ...] | None = flag(
+        None,
+        "a sentence whose attention and guesses are kept at every evaluation, for visualize_attention.py --html to "
+        "replay; can be repeated (default: the README's example, if the text is the bundled one)",
+        action="append",
+        metavar="TEXT",
+    )
     seed: int = flag(0, "the seed of weights, order, masks, dropout, and what is held out", type=int_in(0))
     resume: bool = flag(False, "continue from the checkpoint in --output")
     output: Path = flag(FOLDER / "results", "the folder to write to (default: results/)", type=Path, metavar="DIR")
@@ -122,6 +130,13 @@ class TrainConfig:
         if self.corpus is None:
             return (FOLDER / "data" / "train.txt",), self.held_out or FOLDER / "data" / "held_out.txt"
         return self.corpus, self.held_out
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """The texts to watch."""
+        if self.watch is None:
+            return (EXAMPLE,) if self.corpus is None else ()
+        return self.watch
 
     @property
     def checkpoint(self) -> Path:

@@ -13,6 +13,7 @@ from .common.fast_cpu import best_precision
 
 FOLDER = Path(__file__).parents[1]  # where the scripts, data/ and samples/ are
 DEFAULT_EPOCHS = 60
+EXAMPLE = "AI improves healthcare"  # the README's, watched in runs on the bundled pairs
 VOCAB_SIZES = {"word": 30_000, "bpe": None}  # None: the text decides
 SMALL_BATCH, LARGE_BATCH = 1024, 4096
 LEARNING_RATE = 2e-3
@@ -88,6 +89,13 @@ class TrainConfig:
     precision: str | None = flag(
         None, "the precision of matrix products (default: the fastest)", choices=("fp32", "bf16")
     )
+    watch: tuple[str, ...] | None = flag(
+        None,
+        "a prompt whose output and attention are kept at every evaluation, for visualize_attention.py --html to "
+        "replay; can be repeated (default: the README's example, if the pairs are the bundled ones)",
+        action="append",
+        metavar="TEXT",
+    )
     seed: int = flag(0, "the seed of weights, order, dropout, and what is held out", type=int_in(0))
     resume: bool = flag(False, "continue from the checkpoint in --output")
     output: Path = flag(FOLDER / "samples", "the folder to write to (default: samples/)", type=Path, metavar="DIR")
@@ -126,6 +134,13 @@ class TrainConfig:
         if self.pairs is None:
             return (FOLDER / "data" / "train.tsv",), self.held_out or FOLDER / "data" / "held_out.tsv"
         return self.pairs, self.held_out
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """The texts to watch."""
+        if self.watch is None:
+            return (EXAMPLE,) if self.pairs is None else ()
+        return self.watch
 
     @property
     def checkpoint(self) -> Path:

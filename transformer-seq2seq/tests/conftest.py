@@ -1,6 +1,7 @@
 """Tiny models, one of them trained, and the scripts as commands, for all tests of this folder."""
 
 import os
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).parent.parent
+CHROMIUM = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+CHROMIUM += " --disable-component-update --disable-sync"
 sys.path.insert(0, str(FOLDER))  # seq2seq and the files to read; the three scripts that both folders have: load_script
 
 import commands
@@ -59,6 +62,41 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    names = "chromium", "chromium-browser", "google-chrome"
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        reason = "no Chromium here: install the package chromium, or Google Chrome, to test the page"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=CHROMIUM.split())
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def scripted(browser):
+    """scripted(*names) -> an empty page in which these scripts of the explorer have run as one."""
+    pages = []
+
+    def run(*names):
+        places = [FOLDER / "seq2seq" / place / "explorer" for place in (".", "common")]
+        files = [next(file for place in places if (file := place / name).exists()) for name in names]
+        pages.append(browser.new_page())
+        pages[-1].add_script_tag(content="\n".join(['"use strict";', *(f.read_text(encoding="utf-8") for f in files)]))
+        return pages[-1]
+
+    yield run
+    for page in pages:
+        page.close()
 
 
 @pytest.fixture(scope="session")

@@ -74,12 +74,16 @@ def with_means(weights: Tensor) -> Tensor:
     return torch.cat([weights, weights.mean(dim=0, keepdim=True)], dim=0)
 
 
+def check_map(n_layers: int, n_heads: int, layer: int | None, head: int | None) -> None:
+    """Refuse a layer or a head that the model does not have; they count from 1."""
+    for name, number, there in (("layer", layer, n_layers), ("head", head, n_heads)):
+        if number is not None and number > there:
+            raise InputError(f"{name} {number}: the model has {there}; give a number from 1 to {there}", name)
+
+
 def select_map(weights: Tensor, layer: int | None, head: int | None) -> tuple[Tensor, str]:
     """Return one map (T, S) of weights (L, H, T, S), and its name. layer and head count from 1; None is the
     mean over all of them."""
-    for name, number, there in (("layer", layer, weights.size(0)), ("head", head, weights.size(1))):
-        if number is not None and number > there:
-            raise InputError(f"{name} {number}: the model has {there}; give a number from 1 to {there}", name)
     chosen = with_means(weights)[(layer or 0) - 1, (head or 0) - 1]  # the means stand last
     which_layer = "mean of all layers" if layer is None else f"layer {layer}"
     which_head = "mean of all heads" if head is None else f"head {head}"

@@ -10,7 +10,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .budget import significantly_worse
+from .errors import InputError
 from .files import write_text
+
+CURVE, WATCHED = "metrics.jsonl", "watched.jsonl"  # the files of a run's records
+MAX_WATCHED, MIN_READINGS = 2_000_000, 10  # bytes of the second, and readings of each text for which there is room
 
 
 @dataclass
@@ -27,6 +31,7 @@ class Progress:
     nll_tokens: int = 0
     parts: list[dict] = field(default_factory=list)  # budget, device and precision, and from which step
     curve: list[dict] = field(default_factory=list)  # a record for every evaluation
+    watched: list[dict] = field(default_factory=list)  # what the model made of the watched texts, at evaluations
     kept: int = 0  # index of the record whose weights are kept
     best: Tensor | None = field(
         default=None, compare=False
@@ -64,9 +69,24 @@ class Progress:
             self.best = right
         return keep
 
-    def write_curve(self, path: Path) -> None:
-        """Write the records, a line of JSON for each."""
-        write_text(path, "".join(json.dumps(record) + "\n" for record in self.curve))
+    def add_readings(self, readings: list[dict]) -> None:
+        """Add what the model made of each watched text at the last record. When all take more than MAX_WATCHED bytes,
+        only those of every second record stay, then of every fourth, and so on, and always the last."""
+        last = self.curve[-1]
+        self.watched += [{"epoch": last["epoch"], "step": last["step"], **reading} for reading in readings]
+        places, every = {record["step"]: i for i, record in enumerate(self.curve)}, 1
+        while len(lines(self.watched)) > MAX_WATCHED and every < len(self.curve):
+            every *= 2
+            steps = {step for step, i in places.items() if i % every == 0} | {last["step"]}
+            self.watched = [one for one in self.watched if one["step"] in steps]
+
+    def write(self, folder: Path) -> None:
+        """Write the records into a run's folder, a line of JSON for each, and what was made of watched texts."""
+        write_text(folder / CURVE, lines(self.curve))
+        if self.watched:
+            write_text(folder / WATCHED, lines(self.watched))
+        else:  # else those of the run before would be taken for this one's
+            (folder / WATCHED).unlink(missing_ok=True)
 
     def figures(self, n_parameters: int, *scores: str) -> dict[str, Any]:
         """Return the figures of a finished run: its length, its size, and scores of the weights that are kept, under
@@ -82,6 +102,21 @@ class Progress:
         if len(self.parts) > 1:  # a continuation had another budget, device or precision
             figures["parts"] = self.parts
         return figures
+
+
+def check_watched(n_bytes: float) -> None:
+    """Refuse texts to watch if one reading of all of them takes this many bytes, too many to keep some."""
+    if n_bytes > (room := MAX_WATCHED / MIN_READINGS):
+        raise InputError(
+            f"the watched texts take {n_bytes / 1000:,.0f} kB at every evaluation, with room for {room / 1000:,.0f}; "
+            "give fewer or shorter ones",
+            "watch",
+        )
+
+
+def lines(records: list[dict]) -> str:
+    """Return records as text, a line of JSON for each."""
+    return "".join(json.dumps(record) + "\n" for record in records)
 
 
 def show_record(record: dict[str, Any], bar: tqdm) -> None:

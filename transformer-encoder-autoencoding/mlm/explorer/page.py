@@ -1,82 +1,67 @@
-"""attention.html: one page with every head's attention weights for a sentence, and the model's guesses for each of
-its words. page.html, style.css and the scripts beside this file are its parts."""
+"""attention.html: one page that carries the model, for a reader to type into and to take apart, or, where the model is
+too large for a page, its reading of one sentence. page.html and the scripts and styles named here are its parts."""
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 
-import torch
-from tokenizers import Tokenizer
-from torch import Tensor
+from encoder import EncoderConfig
 
-from encoder import MaskedLanguageModel
+from ..common.errors import InputError, warn
+from ..common.page_data import pack_all, read_training
+from ..common.web_page import SHARED, fill_template
+from ..filler import MaskFiller
+from .reading import attend, is_reading, read
 
-from ..common.errors import InputError
-from ..common.plots import entropy, with_means
-from ..common.token_text import show_token
-from ..common.web_page import SCALE, fill_template, pack_weights
-from ..filling import hide_each, ids_without_token, likeliest, predict
-from ..tokenizer import SpecialIds
-
-SCRIPTS = "explorer.js", "hide.js"
+FOLDER = Path(__file__).parent
+STYLES = [SHARED / "style.css", SHARED / "replay.css", FOLDER / "style.css"]
+SCRIPTS = [
+    *(SHARED / name for name in ("numbers.js", "pretokenizer.js", "tokenizer.js")),
+    FOLDER / "model.js",
+    *(SHARED / f"{name}.js" for name in ("page", "maps", "heads", "map", "apart", "lens", "replay", "link")),
+    *(FOLDER / f"{name}.js" for name in ("filling", "sentence", "answers", "explorer", "start")),
+]
 MAX_BYTES = 4_000_000  # of weights in a page, which any browser opens at once, and an e-mail can carry
-GUESSES = 5
 
 
-def check_size(n_layers: int, n_heads: int, length: int) -> None:
-    """Refuse a sentence with so many tokens that the page gets too large."""
-    bytes_per_pair = (n_layers + 1) * (n_heads + 1) * 2 * 4 / 3  # base64 makes four bytes of three
+def check_size(config: EncoderConfig, length: int) -> None:
+    """Refuse a sentence with so many tokens that a page with its attention gets too large."""
+    bytes_per_pair = config.n_layers * config.n_heads * 2 * 4 / 3  # base64 makes four bytes of three
     most = math.isqrt(int(MAX_BYTES / bytes_per_pair))
     if length > most:
         raise InputError(
-            f"the sentence has {length} tokens, and a page has room for {most} with {n_layers} layers of {n_heads} "
-            "heads; shorten it, or draw the pictures instead of the page",
+            f"the sentence has {length} tokens, and a page has room for {most} with {config.n_layers} layers of "
+            f"{config.n_heads} heads; shorten it, or draw the pictures instead of the page",
             "html",
         )
 
 
-def guess_each(
-    ids: list[int], model: MaskedLanguageModel, tokenizer: Tokenizer, device: torch.device
-) -> list[dict | None]:
-    """Let the model guess each token from all others.
-
-    Return for each id {"best": the likeliest [{"token": str, "probability": float, "right": bool}, ...],
-    "itself": the probability of the token that is there, None if that is [MASK]}; None for [CLS] and [SEP].
-    """
-    special, found = SpecialIds.of(tokenizer), [None] * len(ids)
-    queries, absent = hide_each(ids, special), ids_without_token(tokenizer, model)
-    for q, log_probs in predict(queries, model, special, device):
-        (position,) = queries[q].positions
-        token, (best,) = ids[position], likeliest(log_probs, GUESSES, absent)
-        found[position] = {
-            "best": [
-                {"token": show_token(tokenizer, t), "probability": round(p, 3), "right": t == token} for t, p in best
-            ],
-            "itself": None if token == special.mask else round(log_probs[0, token].exp().item(), 3),
-        }
-    return found
-
-
-def render(
-    sentence: str,
-    words: list[str],
-    weights: Tensor,
-    guesses: list[dict | None],
-    layer: int | None,
-    head: int | None,
-) -> str:
-    """Return the page's text. weights: (L, H, S, S); layer and head: those shown at first, from 1; None is the
-    mean."""
-    maps, (n_layers, n_heads) = with_means(weights), weights.shape[:2]
+def make_data(filler: MaskFiller, text: str, ids: list[int], layer: int | None, head: int | None, run: Path) -> dict:
+    """Return the page's data. ids: those of the text; layer and head: those shown at first, from 1, None is the mean;
+    run: the folder of results that the model's directory lies in."""
+    model, tokenizer = filler.model, filler.tokenizer
     data = {
-        "sentence": sentence,
-        "words": words,
-        "layers": n_layers,
-        "heads": n_heads,
-        "layer": (layer or n_layers + 1) - 1,
-        "head": (head or n_heads + 1) - 1,
-        "entropy": [[round(bits, 2) for bits in row] for row in entropy(maps).tolist()],
-        "guesses": guesses,
-        "scale": SCALE,
-        "weights": pack_weights(maps),
+        "text": text,
+        "layer": layer,
+        "head": head,
+        "config": asdict(model.config),
+        "special": asdict(filler.special),
+        "tokens": [],
+        "model": None,
+        "tokenizer": None,
+        "reading": None,
+        "why": None,
+        **read_training(run, lambda record: is_reading(record, model.config)),
     }
-    return fill_template(Path(__file__).parent, SCRIPTS, data)
+    attend(ids, model)  # refuses damaged weights
+    try:
+        return data | pack_all(model, tokenizer, encode_special=False)
+    except InputError as why:
+        check_size(model.config, len(ids))
+        warn(str(why))
+        return data | {"reading": read(text, ids, model, tokenizer), "why": f"{why}."}
+
+
+def render(data: dict) -> str:
+    """Return the page's text."""
+    return fill_template(FOLDER / "page.html", STYLES, SCRIPTS, data)

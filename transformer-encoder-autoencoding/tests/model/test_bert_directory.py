@@ -20,7 +20,7 @@ from transformers import (
 
 from mlm import MaskFiller, bert
 from mlm.common.errors import InputError
-from mlm.explorer.page import guess_each
+from mlm.explorer.reading import guess_each
 from mlm.tokenizer import train_tokenizer
 
 CPU = torch.device("cpu")
@@ -269,7 +269,7 @@ def test_a_vocabulary_that_is_padded_shows_no_id_without_a_token(tmp_path):
     tokens = filler.tokenizer.get_vocab()
     (candidates,) = filler("the [MASK] cat", top_k=100)
     assert len(candidates) == len(tokens) < 64
-    guesses = guess_each(filler.tokenizer.encode("the cat").ids, filler.model, filler.tokenizer, CPU)
+    guesses = guess_each(filler.tokenizer.encode("the cat").ids, filler.model, filler.tokenizer)
     assert all(one["token"] in tokens for guess in guesses if guess for one in guess["best"])
 
 

@@ -197,6 +197,6 @@ def test_help_names_every_flag_and_an_example(script):
     promised = (
         "--corpus --held-out --tokenizer --vocab-size --d-model --n-layers --n-heads --d-ff --dropout --max-length "
         "--epochs --max-steps --max-minutes --batch-tokens --learning-rate --warmup-steps --mask-prob --precision "
-        "--seed --init --resume --output"
+        "--seed --init --watch --resume --output"
     )
     assert [flag for flag in promised.split() if flag not in out] == []

@@ -1,436 +1,280 @@
-"use strict";
+// The page: its state, what the model is asked, and what is shown of the answer. Of two questions the newer wins.
 
-// The heads of one kind of attention, and the map of the one chosen. explorer.py says what the data holds. Text is
-// only ever set as textContent: whatever stands in a prompt stays text.
+const data = JSON.parse($("data").textContent);
+const live = data.model && new Live(data); // null: the page shows one reading that was computed beforehand
+const first = firstState(data);
+const parts = switchable(data.config);
+const names = namesOf(parts);
+const QUESTIONS = ["text", "method", ...Object.keys(BOUNDS), "put", "off", "matters"]; // what the model is asked
+const SIDES = {
+  cross: { from: "being written", to: "the prompt" },
+  decoder: { from: "being written", to: "written before" },
+  encoder: { from: "the prompt", to: "the prompt" },
+};
+const EXPERIMENTS = [
+  {
+    name: "Without the prompt",
+    ask: "The decoder does not see the prompt any more. What does it write now, and what does it still know?",
+    state: () => ({ off: new Set(names.filter((name) => /^cross\.\d+$/.test(name))) }),
+  },
+  {
+    name: "Without positions",
+    ask: "No word knows where it stands. What becomes of the output? Exchange two words of the prompt: does it notice?",
+    state: () => ({ off: new Set(["positions"]) }),
+  },
+  {
+    name: "Another first word",
+    ask: "The output begins with the second likeliest word. Do the words after it follow the prompt, or that word?",
+    state: () => ({ put: [{ id: (reading.next[0][1] ?? reading.next[0][0]).id, own: true }], step: 1 }),
+  },
+  {
+    name: "Watch the beams",
+    ask: "Which hypotheses are overtaken, and when? Does the winner lead from the start? What would greedy have done?",
+    state: () => ({ method: "beam", beam: 4 }),
+  },
+  {
+    name: "Look ahead",
+    ask:
+      "Without the causal mask each word sees those behind it while the output is scored (below, under “Take it " +
+      "apart”). Does it cheat? Why can a model that has never looked ahead not make use of it?",
+    state: () => ({ off: new Set(["causal"]) }),
+  },
+];
 
-const data = JSON.parse(document.getElementById("data").textContent);
-for (const kind of Object.values(data.attentions)) kind.weights = decode(kind.weights);
-const steps = data.next.length;
-const view = { layer: data.layer, head: data.head, form: "lines", step: steps, chosen: null, pointed: null };
-let attention = data.attentions.cross; // behind its last layer and its last head stand the means
+const jobs = new Jobs();
+let state = first;
+let reading = null;
+let whole = { key: "", reading: null }; // what the model with all parts on makes of the same
+let moment = null; // the step of training that is shown
+let known = null; // what matters, as far as it is known
+let lensOf = [null, 0]; // the reading and the step that the lens shows
 
-const $ = (id) => document.getElementById(id);
+const views = {
+  output: new Output({ onStep: (step) => change({ step }), onPut: put, onType: putTyped }),
+  beams: new Beams($("beams")),
+  grid: new HeadGrid($("grid"), { onShow: lookAt, onSwitch: live && toggle }),
+  map: new AttentionMap($("map"), { onForm: (form) => change({ form }) }),
+  switches: new Switches($("switches"), parts.chains, (name) => (name ? toggle(name) : change({ off: new Set() }))),
+  answers: new Answers($("answers")),
+  changed: new Changed($("changed"), () => change({ off: new Set() }), true),
+  matters: new WhatMatters($("matters"), {
+    rows: parts.rows,
+    kinds: true,
+    onStart: () => change({ matters: true }),
+    onPick: (name) => toggle(name, placeOf(name)),
+  }),
+  lens: new Lens($("lens")),
+};
+const link = new Link((values) => change(fromLink(values, first, names, isToken)));
+const theme = new Theme($("theme"), () => reading && repaint());
 
-/** A new element with a class, text and attributes. */
-function make(tag, className = "", text = "", attributes = {}) {
-  const element = document.createElement(tag);
-  element.className = className;
-  element.textContent = text;
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  return element;
+// ---- the state
+
+/** Change the state: what the model has to be asked for is asked, the rest only shown. */
+function change(some) {
+  if ("text" in some && !("put" in some)) some = { ...some, put: [], step: null };
+  state = { ...state, ...some };
+  link.write(toLink(state, first));
+  if (live && QUESTIONS.some((key) => key in some)) return ask();
+  show();
+  if ("step" in some) chooseNewest();
 }
 
-// ---- the data
+const isToken = (id) => typeof data.tokens[id] === "string" && id !== data.special.pad;
 
-/** Whole numbers of two bytes, the lower first, from base64. */
-function decode(base64) {
-  const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
-  const pairs = new DataView(bytes.buffer);
-  return Uint16Array.from({ length: bytes.length / 2 }, (_, i) => pairs.getUint16(2 * i, true));
+/** Switch a part off, or on again. */
+function toggle(name, rest = {}) {
+  const off = new Set(state.off);
+  if (!off.delete(name)) off.add(name);
+  change({ off, ...rest });
 }
 
-/** How much the word of a row attends to the word of a column, in a head: 0 to 1. */
-function weight(layer, head, row, column) {
-  const map = layer * (attention.heads + 1) + head;
-  return attention.weights[(map * attention.from.length + row) * attention.to.length + column] / data.scale;
+/** The map of the head that a name is of; nothing for other parts. */
+function placeOf(name) {
+  const [kind, layer, head] = name.split(".");
+  return head ? { kind, layer: Number(layer), head: Number(head) } : {};
 }
 
-/** Whether a row has been written: the decoder's rows come one with each step. */
-const written = (row) => !attention.grows || row < view.step;
-/** Whether a row may attend to a column, and has been written. */
-const allowed = (row, column) => written(row) && (!attention.causal || column <= row);
-/** Whether a column is there to be attended to: in the triangle, what the last row written has read. */
-const readable = (column) => !attention.causal || column < view.step;
-
-const figure = (value) => value.toFixed(3);
-const nameOf = (layer, head) =>
-  (layer === attention.layers ? "mean of all layers" : `layer ${layer + 1}`) +
-  (head === attention.heads ? ", mean of all heads" : `, head ${head + 1}`);
-
-/** The entropy of looking at all alike, in bits, the mean over the rows. */
-function mostBits() {
-  const bits = attention.from.map((_, row) => Math.log2(attention.causal ? row + 1 : attention.to.length));
-  return (bits.reduce((sum, one) => sum + one) / bits.length).toFixed(2);
+/** Show a head, from 0; behind the last stand the means. */
+function lookAt({ layer, head }) {
+  const { layers, heads } = reading.maps[state.kind];
+  change({ layer: layer === layers ? null : layer + 1, head: head === heads ? null : head + 1 });
 }
 
-// ---- colours
-
-let palette = []; // the colour of every weight that the data can hold
-
-/** The colour of a weight, as three numbers; the legend is painted by it too. */
-const shade = (value) => palette[Math.round(value * data.scale)];
-
-/** A weight's colour, from the ground to full over two stops. The square root lets small weights be seen. */
-function mix(value, stops) {
-  const strength = 2 * Math.sqrt(value);
-  const [low, high] = strength < 1 ? [stops[0], stops[1]] : [stops[1], stops[2]];
-  const part = strength < 1 ? strength : strength - 1;
-  return low.map((channel, i) => Math.round(channel + part * (high[i] - channel)));
+/** Put a token at a step: the words before it stay, the decoder goes on behind it. */
+function put(step, ...ids) {
+  const { found, words } = reading;
+  const before = found[0].path.slice(0, step - 1).map(({ token }, t) => ({ id: token, own: words[t].own }));
+  change({ put: [...before, ...ids.map((id) => ({ id, own: true }))], step: step + ids.length - 1 });
 }
 
-const css = (rgb) => `rgb(${rgb.join(" ")})`;
-
-/** A colour of the style sheet, #rrggbb, as three numbers. */
-function colour(name) {
-  const hex = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  return [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
+/** Put a word that the reader typed. */
+function putTyped(step, text) {
+  const ids = live.idsOf(text);
+  const isKnown = ids.length && !ids.includes(data.special.unk);
+  if (!isKnown) return views.output.refuse("The model does not know this word.");
+  const room = data.config.max_length - step + 1;
+  if (ids.length > room) return views.output.refuse(`There is room for ${room} tokens alone.`);
+  $("other").value = "";
+  put(step, ...ids);
 }
 
-function setTheme(theme) {
-  document.documentElement.dataset.theme = theme;
-  $("theme").textContent = theme === "dark" ? "Light theme" : "Dark theme";
-  const stops = ["--scale-0", "--scale-1", "--scale-2"].map(colour);
-  palette = Array.from({ length: data.scale + 1 }, (_, i) => mix(i / data.scale, stops));
-  paintScale();
-  paintHeads();
-  show({});
-}
+// ---- asking the model
 
-function paintScale() {
-  const canvas = $("scale");
-  const pen = canvas.getContext("2d");
-  canvas.width = 256;
-  for (let x = 0; x < 256; x++) {
-    pen.fillStyle = css(shade(x / 255));
-    pen.fillRect(x, 0, 1, canvas.height);
-  }
-}
-
-// ---- the keyboard
-
-/** Arrow keys, Home and End within a group of which one element at a time is reached by Tab. */
-function rove(items, columns = 1) {
-  const moves = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns };
-  items.forEach((item, i) =>
-    item.addEventListener("keydown", (event) => {
-      const last = items.findLastIndex((one) => !one.classList.contains("later"));
-      const goal = { Home: 0, End: last }[event.key] ?? i + moves[event.key];
-      if (!items[goal] || goal > last || event.ctrlKey || event.altKey || event.metaKey) return;
-      event.preventDefault();
-      items[goal].focus();
-    }),
-  );
-  items.forEach((item) => item.addEventListener("focus", () => reachable(items, item)));
-}
-
-/** Makes one element of a group the one that Tab reaches. */
-function reachable(items, chosen) {
-  for (const item of items) item.tabIndex = item === chosen ? 0 : -1;
-}
-
-// ---- the heads
-
-let heads = [];
-
-function buildHeads() {
-  const grid = $("heads");
-  heads = [];
-  grid.replaceChildren();
-  grid.style.setProperty("--columns", attention.heads + 1);
-  const top = row(grid);
-  top.append(make("span", "", "", { role: "columnheader" }));
-  for (let head = 0; head <= attention.heads; head++) {
-    const name = head === attention.heads ? "mean" : `${head + 1}`;
-    top.append(make("span", "", name, { role: "columnheader", "aria-label": name === "mean" ? name : `head ${name}` }));
-  }
-  for (let layer = 0; layer <= attention.layers; layer++) buildLayer(row(grid), layer);
-  rove(heads, attention.heads + 1);
-  reachable(heads, headOf(view.layer, view.head));
-}
-
-function row(grid) {
-  const element = make("div", "", "", { role: "row" });
-  grid.append(element);
-  return element;
-}
-
-function buildLayer(line, layer) {
-  const name = layer === attention.layers ? "mean" : `layer ${layer + 1}`;
-  line.append(make("span", "", name, { role: "rowheader" }));
-  for (let head = 0; head <= attention.heads; head++) {
-    const bits = attention.entropy[layer][head].toFixed(2);
-    const cell = make("button", "head", "", { type: "button", role: "gridcell" });
-    cell.setAttribute("aria-label", `${nameOf(layer, head)}, entropy ${bits} bits`);
-    cell.append(make("canvas"), make("span", "", bits));
-    cell.addEventListener("focus", () => show({ layer, head }));
-    cell.addEventListener("click", () => show({ layer, head }));
-    heads.push(cell);
-    line.append(cell);
-  }
-}
-
-const headOf = (layer, head) => heads[layer * (attention.heads + 1) + head];
-
-/** Each thumbnail: a dot for every pair of words; what is forbidden or not yet written stays empty. */
-function paintHeads() {
-  const [height, width] = [attention.from.length, attention.to.length];
-  heads.forEach((cell, i) => {
-    const layer = Math.floor(i / (attention.heads + 1));
-    const canvas = cell.querySelector("canvas");
-    [canvas.width, canvas.height] = [width, height];
-    const pen = canvas.getContext("2d");
-    const picture = pen.createImageData(width, height);
-    for (let dot = 0; dot < width * height; dot++) {
-      const [row, column] = [Math.floor(dot / width), dot % width];
-      if (!allowed(row, column)) continue;
-      const value = weight(layer, i % (attention.heads + 1), row, column);
-      picture.data.set(shade(value), 4 * dot);
-      picture.data[4 * dot + 3] = 255;
-    }
-    pen.putImageData(picture, 0, 0);
+/** Ask the model, and show its answer; what takes longer follows. */
+function ask() {
+  const { ids } = live.tokenizer.encode(state.text);
+  const problem = live.problemOf(ids);
+  showQuestion(ids, problem);
+  return jobs.run(async (job) => {
+    if (problem) return;
+    const question = { options: optionsOf(state), own: new Set(state.put.flatMap(({ own }, t) => (own ? [t] : []))) };
+    reading = await live.read(ids, question.options, question.own, state.off, job);
+    moment = known = null;
+    show();
+    views.replay?.end();
+    if (state.step !== null) chooseNewest();
+    await job.rest();
+    await compare(ids, question, job);
+    if (state.matters) await findWhatMatters(job);
+    else views.matters.clear();
   });
 }
 
-// ---- the map of one head
-
-const sides = { from: [], to: [] };
-
-function buildWords(side) {
-  sides[side] = attention[side].map((word, index) => {
-    const option = make("div", "word", "", { role: "option", tabindex: -1 });
-    option.append(make("bdi", "", word, { title: word }), make("span", "figure"), make("span", "weight"));
-    for (const event of ["focus", "click"]) {
-      option.addEventListener(event, () => show({ chosen: { side, index }, pointed: null }));
-    }
-    option.addEventListener("pointermove", () => point({ side, index })); // not "enter": scrolling is no pointing
-    option.addEventListener("pointerleave", () => point(null));
-    return option;
-  });
-  $(side).replaceChildren(...sides[side]);
-  rove(sides[side]);
-  reachable(sides[side], sides[side][0]);
+/** The options of generate. */
+function optionsOf({ method, beam, penalty, temperature, kept, mass, seed, put }) {
+  const prefix = put.map(({ id }) => id);
+  if (method === "beam") return { beam, lengthPenalty: penalty, prefix };
+  return method === "sample" ? { prefix, pick: sampler({ temperature, kept, mass, seed }) } : { prefix };
 }
 
-/** Shows the word under the pointer, as long as it stays there. */
-function point(word) {
-  const { pointed } = view;
-  const same = ["side", "index", "other"].every((key) => pointed?.[key] === word?.[key]);
-  if (!same) show({ pointed: word });
+/** Compare the output with that of the whole model. */
+async function compare(ids, { options, own }, job) {
+  if (!state.off.size) return views.answers.clear();
+  const { off, step, kind, layer, head, form, matters, ...asked } = state;
+  const key = JSON.stringify(asked);
+  if (whole.key !== key) whole = { key, reading: await live.read(ids, options, own, ALL_ON, job) };
+  const { found, words } = whole.reading;
+  const is = await live.score(whole.reading, off, job);
+  const was = found[0].path.map(({ parent, token }) => parent.logProbs[token]);
+  const scored = words.map(({ text }, t) => ({ word: text, was: was[t], is: is[t] }));
+  const before = live.write(found[0].ids);
+  views.answers.show({ before, after: live.write(reading.found[0].ids), words: scored });
+  views.changed.say(before, total(was), total(is));
 }
 
-/** The word whose attention is shown: the one pointed at, else the one chosen, else none. */
-const current = () => view.pointed ?? view.chosen;
-const weightOf = (row, column) => weight(view.layer, view.head, row, column);
-/** A word and another of the other side, as row and column. */
-const pair = ({ side, index }, other) => (side === "from" ? [index, other] : [other, index]);
+const total = (numbers) => numbers.reduce((sum, one) => sum + one, 0);
 
-/** What a word has to do with each of the other side: [weight, index], heaviest first. */
-function partners(word) {
-  return attention[word.side === "from" ? "to" : "from"]
-    .map((_, other) => [pair(word, other), other])
-    .filter(([cell]) => allowed(...cell))
-    .map(([cell, other]) => [weightOf(...cell), other])
-    .sort((a, b) => b[0] - a[0] || a[1] - b[1]);
-}
-
-function showFigures() {
-  const word = current();
-  for (const side of ["from", "to"]) {
-    sides[side].forEach((option, index) => {
-      option.classList.toggle("later", side === "from" ? !written(index) : !readable(index));
-      option.setAttribute("aria-selected", word?.side === side && word.index === index);
-      const cell = word && word.side !== side ? pair(word, index) : null;
-      setFigure(option, cell && allowed(...cell) ? weightOf(...cell) : null);
-    });
-    const way = sides[side].find((option) => option.tabIndex === 0); // into the list, by the Tab key
-    if (way?.classList.contains("later")) reachable(sides[side], sides[side][0]);
+/** Score the output without each part. */
+async function findWhatMatters(job) {
+  const sum = async (off, memory) => total(await live.score(reading, off, job, memory));
+  const before = await sum(state.off, reading.memory);
+  known = { changes: new Map(), answer: live.write(reading.found[0].ids), off: state.off, entropy, done: false };
+  known.before = Math.exp(before);
+  for (const name of parts.rows.flatMap((row) => [...row.heads, ...row.parts])) {
+    if (name === null || state.off.has(name)) continue;
+    const memory = name.startsWith("encoder") ? null : reading.memory;
+    known.changes.set(name, (await sum(new Set([...state.off, name]), memory)) - before);
+    views.matters.show(known);
   }
+  known.done = true;
+  views.matters.show(known);
 }
 
-function setFigure(option, value) {
-  option.querySelector(".figure").textContent = value === null ? "" : figure(value);
-  option.querySelector(".weight").style.setProperty("--weight", value ?? 0);
+/** The entropy of a head, and the most that it can be. */
+function entropy(name) {
+  const { kind, layer, head } = placeOf(name);
+  const maps = reading.maps[kind];
+  return { bits: maps.entropy(layer - 1, head - 1), most: maps.mostBits() };
 }
 
-function showReading() {
-  const reading = $("reading");
-  reading.replaceChildren();
-  const word = current();
-  if (!word) return reading.append("Point at a word, or choose one by Tab and the arrow keys, to see its figures.");
-  const name = (side, index) => make("bdi", "", attention[side][index]);
-  const [side, other] = word.side === "from" ? ["to", "from"] : ["from", "to"];
-  reading.append(name(other, word.index), word.side === "from" ? " attends to " : " is attended to by ");
-  const pointed = view.pointed?.other;
-  if (pointed !== undefined) return reading.append(name(side, pointed), ` ${figure(weightOf(word.index, pointed))}`);
-  const best = partners(word).slice(0, 3);
-  best.forEach(([value, index], i) => {
-    const separator = i === best.length - 1 ? "." : ", ";
-    reading.append(name(side, index), ` ${figure(value)}${separator}`);
+// ---- showing it
+
+const stepShown = () => Math.min(state.step ?? reading.output.length, reading.output.length);
+
+/** Show the reading as the state asks. */
+function show() {
+  if (!reading) return;
+  const step = stepShown();
+  const { words, next } = reading;
+  if (views.output.shown === reading) views.output.showStep(step);
+  else views.output.show(words, next, step);
+  views.output.shown = reading;
+  showNotes();
+  showMaps(step);
+  $("beams-part").hidden = state.method !== "beam" || !reading.found;
+  if (!$("beams-part").hidden) views.beams.show(reading, step, live);
+  if (reading.found && (lensOf[0] !== reading || lensOf[1] !== step)) showLens(step);
+}
+
+function showNotes() {
+  $("cut").hidden = !reading.isCut;
+  $("cut").textContent = `It was stopped at ${reading.output.length} tokens, all that the model has: it did not end.`;
+  $("mine").hidden = !reading.words.some(({ own }) => own);
+  $("moment").hidden = moment === null;
+  $("moment").firstChild.textContent = `The model at step ${moment} of its training, asked “${reading.text}”.`;
+  document.querySelector("main").classList.toggle("past", moment !== null);
+}
+
+function showMaps(step) {
+  const maps = reading.maps[state.kind];
+  const place = (number, count) => (number === null ? count : Math.min(number, count) - 1);
+  const at = { layer: place(state.layer, maps.layers), head: place(state.head, maps.heads) };
+  const name = `${state.kind}.${at.layer + 1}`;
+  const off = moment === null && [name, `${name}.${at.head + 1}`].some((one) => state.off.has(one));
+  const view = { ...at, kind: state.kind, form: state.form, step, titles: SIDES[state.kind] };
+  views.grid.show(maps, { ...view, off: moment === null ? state.off : ALL_ON });
+  views.map.show(maps, { ...view, off });
+  for (const note of document.querySelectorAll("p[data-kind]")) note.hidden = note.dataset.kind !== state.kind;
+  $("kind").querySelector(`[value=${state.kind}]`).checked = true;
+}
+
+/** Choose the newest word in the map, or, where all is written, none. */
+function chooseNewest() {
+  const step = stepShown();
+  const isOpen = reading.maps[state.kind].grows && step < reading.output.length;
+  views.map.choose(isOpen ? { side: "from", index: step - 1 } : null);
+}
+
+function showLens(step) {
+  lensOf = [reading, step];
+  const word = reading.output[step - 1];
+  views.lens.show(live.lens(reading, step), word);
+  const text = "What each layer of the decoder would write for word ";
+  $("lens-note").replaceChildren(text, `${step}, `, make("bdi", "", word), ", if it were the last one.");
+}
+
+/** Show what is asked: the prompt, its tokens, and the settings. */
+function showQuestion(ids, problem) {
+  if ($("text").value !== state.text) $("text").value = state.text;
+  $("text").classList.toggle("long", state.text.length > 90);
+  $("problem").textContent = problem;
+  $("text").setAttribute("aria-invalid", problem !== "");
+  document.querySelector("main").classList.toggle("stale", problem !== "");
+  const { unk } = data.special;
+  const pieces = ids.map((id) => {
+    const piece = make("bdi", id === unk ? "piece unknown" : "piece", live.nameOf(id));
+    if (id === unk) piece.title = "unknown to the model";
+    return piece;
   });
-}
-
-// ---- drawing it
-
-/** The canvas fitted to its place, ready to be drawn on in CSS pixels -> its pen, width and height. */
-function fitCanvas() {
-  const canvas = $("canvas");
-  const [width, height] = [canvas.clientWidth, canvas.clientHeight];
-  const ratio = Math.min(window.devicePixelRatio, 8000 / Math.max(width, height, 1));
-  canvas.width = width * ratio;
-  canvas.height = height * ratio;
-  const pen = canvas.getContext("2d");
-  pen.scale(ratio, ratio);
-  return [pen, width, height];
-}
-
-function draw() {
-  const [pen, width, height] = fitCanvas();
-  if (!width) return;
-  const rows = attention.from.length;
-  const columns = attention.to.length;
-  if (view.form === "lines") drawLines(pen, width, height / Math.max(rows, columns));
-  else drawTable(pen, width / columns, height / rows);
-}
-
-/** Calls a function with every row and column of the map. */
-function forEachCell(visit) {
-  attention.from.forEach((_, row) => attention.to.forEach((_, column) => visit(row, column)));
-}
-
-/** A curve for every weight, the heaviest on top; only those of the current word, if there is one. */
-function drawLines(pen, width, rowHeight) {
-  const links = [];
-  const word = current();
-  forEachCell((row, column) => {
-    const asked = !word || word.index === (word.side === "from" ? row : column);
-    if (asked && allowed(row, column)) links.push([weightOf(row, column), row, column]);
-  });
-  links.sort((a, b) => a[0] - b[0]);
-  for (const [value, row, column] of links) {
-    if (!value) continue;
-    pen.strokeStyle = css(shade(value));
-    pen.lineWidth = 0.8 + 6 * value;
-    const [start, end] = [(row + 0.5) * rowHeight, (column + 0.5) * rowHeight];
-    pen.beginPath();
-    pen.moveTo(0, start);
-    pen.bezierCurveTo(width / 2, start, width / 2, end, width, end);
-    pen.stroke();
+  $("pieces").replaceChildren(...pieces);
+  if (ids.includes(unk)) $("pieces").append(make("span", "", "the model does not know what is marked"));
+  document.title = `${state.text} – attention`;
+  document.querySelector(`[name=method][value=${state.method}]`).checked = true;
+  for (const settings of document.querySelectorAll(".settings")) {
+    settings.hidden = settings.dataset.method !== state.method;
   }
-}
-
-/** A cell for every weight, with its figure where there is room; what is forbidden is hatched, and the current
- * word's row or column framed. */
-function drawTable(pen, cellWidth, cellHeight) {
-  const gap = cellWidth > 20 ? 1 : 0.5;
-  const forbidden = hatch(pen);
-  pen.font = `11px ${getComputedStyle(document.body).fontFamily}`;
-  pen.textAlign = "center";
-  pen.textBaseline = "middle";
-  forEachCell((row, column) => {
-    if (!written(row) || !readable(column)) return;
-    const [x, y] = [column * cellWidth, row * cellHeight];
-    const value = allowed(row, column) ? weightOf(row, column) : null;
-    pen.fillStyle = value === null ? forbidden : css(shade(value));
-    pen.fillRect(x + gap / 2, y + gap / 2, cellWidth - gap, cellHeight - gap);
-    if (value === null || cellWidth < 40) return;
-    pen.fillStyle = luminance(shade(value)) > 0.18 ? "#000000" : "#ffffff"; // the greater contrast of the two
-    pen.fillText(figure(value), x + cellWidth / 2, y + cellHeight / 2);
-  });
-  frame(pen, cellWidth, cellHeight);
-}
-
-/** Thin oblique lines. */
-function hatch(pen) {
-  const tile = make("canvas");
-  tile.width = tile.height = 6;
-  const stroke = tile.getContext("2d");
-  stroke.strokeStyle = css(colour("--line"));
-  stroke.lineWidth = 1.2;
-  for (const shift of [-6, 0, 6]) {
-    stroke.moveTo(shift, 6);
-    stroke.lineTo(shift + 6, 0);
+  for (const name of Object.keys(BOUNDS)) {
+    if (document.activeElement !== $(name)) $(name).value = state[name];
   }
-  stroke.stroke();
-  return pen.createPattern(tile, "repeat");
+  views.switches.show(state.off);
+  views.changed.show(state.off);
 }
 
-function frame(pen, cellWidth, cellHeight) {
-  const word = current();
-  if (!word) return;
-  const [rows, columns] = attention.grows
-    ? [view.step, attention.causal ? view.step : attention.to.length]
-    : [attention.from.length, attention.to.length];
-  pen.strokeStyle = css(colour("--mark"));
-  pen.lineWidth = 2;
-  if (word.side === "from") pen.strokeRect(1, word.index * cellHeight + 1, columns * cellWidth - 2, cellHeight - 2);
-  else pen.strokeRect(word.index * cellWidth + 1, 1, cellWidth - 2, rows * cellHeight - 2);
-}
-
-/** Relative luminance, from 0 to 1 (WCAG 2.2). */
-function luminance(rgb) {
-  const [r, g, b] = rgb.map((c) => (c <= 10 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4));
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-}
-
-/** In the table, the cell under the pointer. */
-function pointAtCell(event) {
-  if (view.form !== "table") return;
-  const canvas = $("canvas");
-  const place = (offset, length, count) =>
-    Math.max(0, Math.min(count - 1, Math.floor((offset / length) * count)));
-  const index = place(event.offsetY, canvas.clientHeight, attention.from.length);
-  const other = place(event.offsetX, canvas.clientWidth, attention.to.length);
-  point(allowed(index, other) ? { side: "from", index, other } : null);
-}
-
-// ---- all of it
-
-/** Changes what is shown. */
-function show(change) {
-  Object.assign(view, change);
-  heads.forEach((cell) => cell.setAttribute("aria-selected", cell === headOf(view.layer, view.head)));
-  const name = nameOf(view.layer, view.head);
-  $("map-title").textContent = name[0].toUpperCase() + name.slice(1);
-  const bits = attention.entropy[view.layer][view.head].toFixed(2);
-  $("map-entropy").textContent = `entropy ${bits} bits, of ${mostBits()} at most`;
-  $("figure").dataset.form = view.form;
-  $("figure").style.setProperty("--height", view.form === "lines" ? longer() : attention.from.length);
-  $("all").disabled = !view.chosen;
-  showFigures();
-  showReading();
-  draw();
-}
-
-const longer = () => Math.max(attention.from.length, attention.to.length);
-
-/** Changes to another of the three attentions. A mean stays a mean. */
-function setKind(input) {
-  const before = attention;
-  attention = data.attentions[input.value];
-  const layer = view.layer === before.layers ? attention.layers : Math.min(view.layer, attention.layers - 1);
-  for (const note of document.querySelectorAll("p[data-kind]")) note.hidden = note.dataset.kind !== input.value;
-  $("from-title").firstChild.textContent = input.dataset.from;
-  $("to-title").firstChild.textContent = input.dataset.to;
-  $("most-bits").textContent = mostBits();
-  $("figure").style.setProperty("--columns", attention.to.length);
-  $("figure").dataset.length = longer() <= 12 ? "short" : longer() <= 24 ? "middle" : "long";
-  Object.assign(view, { layer, pointed: null, chosen: null });
-  buildHeads();
-  buildWords("from");
-  buildWords("to");
-  setStep(view.step);
-}
-
-function start() {
-  document.title = `${data.prompt} – attention`;
-  $("prompt").textContent = data.prompt;
-  $("prompt").classList.toggle("long", data.prompt.length > 90);
-  const { encoder, cross } = data.attentions;
-  $("sizes").textContent =
-    `Encoder of ${encoder.layers} and decoder of ${cross.layers} layers with ${cross.heads} heads each; ` +
-    `${cross.to.length} tokens in, ${cross.from.length} out`;
-  const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  setTheme(dark.matches ? "dark" : "light");
-  setKind($("kind").querySelector("input:checked"));
-  dark.addEventListener("change", () => setTheme(dark.matches ? "dark" : "light"));
-  $("theme").addEventListener("click", () =>
-    setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"),
-  );
-  $("kind").addEventListener("change", (event) => setKind(event.target));
-  $("form").addEventListener("change", (event) => show({ form: event.target.value }));
-  $("all").addEventListener("click", () => show({ chosen: null }));
-  document.addEventListener("keydown", (event) => event.key === "Escape" && show({ chosen: null, pointed: null }));
-  $("canvas").addEventListener("pointermove", pointAtCell);
-  $("canvas").addEventListener("pointerleave", () => point(null));
-  new ResizeObserver(draw).observe($("canvas"));
+/** Show again what has the colours of the theme. */
+function repaint() {
+  views.grid.paint();
+  views.map.draw();
+  if (reading.found) showLens(stepShown());
+  if (known) views.matters.show(known);
 }

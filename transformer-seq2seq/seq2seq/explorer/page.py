@@ -1,27 +1,34 @@
-"""attention.html: one page with every head's attention weights for a prompt and its output, and the likeliest next
-words at each step. page.html, style.css and the scripts beside this file are its parts."""
+"""attention.html: one page that carries the model, for a reader to type into and to take apart, or, where the model is
+too large for a page, its reading of one prompt. page.html and the scripts and styles named here are its parts."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 from tokenizers import Tokenizer
-from torch import Tensor
 
-from transformer import TransformerConfig
+from transformer import Transformer, TransformerConfig
 
-from ..common.errors import InputError
-from ..common.token_text import show_token
-from ..common.web_page import SCALE, fill_template, pack_weights
+from ..common.errors import InputError, warn
+from ..common.page_data import pack_all, read_training
+from ..common.web_page import SHARED, fill_template
+from ..tokenizer import EOS, PAD, UNK
+from .reading import attend, is_reading, read
 
-SCRIPTS = "explorer.js", "steps.js"
+FOLDER = Path(__file__).parent
+STYLES = [SHARED / "style.css", SHARED / "replay.css", FOLDER / "style.css"]
+SCRIPTS = [
+    *(SHARED / name for name in ("numbers.js", "pretokenizer.js", "tokenizer.js")),
+    *(FOLDER / name for name in ("model.js", "decoding.js")),
+    *(SHARED / f"{name}.js" for name in ("maps", "page", "heads", "map", "apart", "lens", "replay", "link")),
+    *(FOLDER / f"{name}.js" for name in ("live", "state", "output", "beams", "answers", "explorer", "start")),
+]
 MAX_BYTES = 4_000_000  # of weights in a page: what any browser opens at once, and an e-mail carries
-CANDIDATES = 5
 
 
 def check_size(config: TransformerConfig, source: int, target: int) -> None:
     """Refuse a page with the attention of `source` tokens of a prompt and `target` of an output if it is too large."""
-    encoder = (config.n_encoder_layers + 1) * source**2
-    decoder = (config.n_decoder_layers + 1) * target * (source + target)
-    size = (encoder + decoder) * (config.n_heads + 1) * 2 * 4 / 3  # base64 makes four bytes of three
+    pairs = config.n_encoder_layers * source**2 + config.n_decoder_layers * target * (source + target)
+    size = pairs * config.n_heads * 2 * 4 / 3  # base64 makes four bytes of three
     if size > MAX_BYTES:
         raise InputError(
             f"a prompt of {source} tokens and an output of {target} make a page of {size / 1e6:.1f} MB, more than "
@@ -30,49 +37,34 @@ def check_size(config: TransformerConfig, source: int, target: int) -> None:
         )
 
 
-def attention_data(weights: Tensor, spread: Tensor, rows: list[str], columns: list[str], kind: str) -> dict:
-    """Return the page's data of one kind of attention, "cross", "decoder" or "encoder".
-
-    weights (L + 1, H + 1, T, S) and their entropy, spread (L + 1, H + 1), have the means last.
-    """
-    return {
-        "layers": weights.size(0) - 1,
-        "heads": weights.size(1) - 1,
-        "from": rows,
-        "to": columns,
-        "grows": kind != "encoder",  # a row with every word written
-        "causal": kind == "decoder",
-        "entropy": [[round(bits, 2) for bits in row] for row in spread.tolist()],
-        "weights": pack_weights(weights),
-    }
-
-
-def next_words(probabilities: Tensor, tokenizer: Tokenizer) -> list[list[dict]]:
-    """Return the likeliest next words: probabilities (T, V) -> for each of T steps [{"token": str, "probability":
-    float}, ...], the likeliest first."""
-    best = probabilities.topk(min(CANDIDATES, probabilities.size(1)))
-    return [
-        [{"token": show_token(tokenizer, t), "probability": round(p, 3)} for t, p in zip(*step, strict=True)]
-        for step in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    ]
-
-
-def render(
-    prompt: str,
-    attentions: dict[str, dict],
-    steps: list[list[dict]],
-    layer: int | None,
-    head: int | None,
-) -> str:
-    """Return the page's text. attentions: attention_data of each kind; steps: next_words; layer and head: those shown
-    at first, from 1; None is the mean."""
-    cross = attentions["cross"]
+def make_data(
+    model: Transformer, tokenizer: Tokenizer, text: str, ids: list[int], layer: int | None, head: int | None, run: Path
+) -> dict:
+    """Return the page's data. ids: those of the text; layer and head: those shown at first, from 1, None is the mean;
+    run: the folder of results that the model's directory lies in."""
+    config = model.config
     data = {
-        "prompt": prompt,
-        "layer": (layer or cross["layers"] + 1) - 1,
-        "head": (head or cross["heads"] + 1) - 1,
-        "next": steps,
-        "scale": SCALE,
-        "attentions": attentions,
+        "text": text,
+        "layer": layer,
+        "head": head,
+        "config": asdict(config),
+        "special": {name: tokenizer.token_to_id(token) for name, token in (("pad", PAD), ("unk", UNK), ("eos", EOS))},
+        "tokens": [],
+        "model": None,
+        "tokenizer": None,
+        "reading": None,
+        "why": None,
+        **read_training(run, lambda record: is_reading(record, config)),
     }
-    return fill_template(Path(__file__).parent, SCRIPTS, data)
+    found = attend(ids, model, tokenizer, config.max_length)  # refuses damaged weights
+    try:
+        return data | pack_all(model, tokenizer, encode_special=True)
+    except InputError as why:
+        check_size(config, len(found.source), len(found.target))
+        warn(str(why))
+        return data | {"reading": read(text, found, tokenizer), "why": f"{why}."}
+
+
+def render(data: dict) -> str:
+    """Return the page's text."""
+    return fill_template(FOLDER / "page.html", STYLES, SCRIPTS, data)

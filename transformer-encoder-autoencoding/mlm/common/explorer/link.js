@@ -1,0 +1,49 @@
+// The state of the page in its address, behind the #, so that it can be sent; and experiments to begin with.
+
+const LINK_PAUSE = 300; // milliseconds: browsers refuse an address that changes all the time
+
+/** Reads and writes the state: values are strings; what is empty is left out. */
+class Link {
+  /** onChange(values) when another address is opened in this page. */
+  constructor(onChange) {
+    this.timer = null;
+    window.addEventListener("hashchange", () => {
+      clearTimeout(this.timer);
+      onChange(this.read());
+    });
+  }
+
+  read() {
+    return Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+  }
+
+  write(values) {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.writeNow(values), LINK_PAUSE);
+  }
+
+  writeNow(values) {
+    const kept = Object.entries(values).filter(([, value]) => value !== "" && value !== null && value !== undefined);
+    history.replaceState(null, "", `#${new URLSearchParams(kept)}`);
+  }
+}
+
+/** Buttons "Try this": each sets the page, and asks what one sees. */
+class TryThis {
+  /** element: an empty one; experiments: [{ name, ask, state }, ...]; onTry(state). */
+  constructor(element, experiments, onTry) {
+    this.question = make("p", "question", "", { role: "status" });
+    this.question.hidden = true;
+    const buttons = experiments.map(({ name, ask, state }) => {
+      const button = make("button", "plain", name, { type: "button", "aria-pressed": "false" });
+      button.addEventListener("click", () => {
+        for (const other of buttons) other.setAttribute("aria-pressed", other === button);
+        this.question.textContent = ask;
+        this.question.hidden = false;
+        onTry(state);
+      });
+      return button;
+    });
+    element.append(makeOf("p", "choices", make("span", "", "Try this:"), ...buttons), this.question);
+  }
+}

@@ -1,0 +1,142 @@
+// The parts of the page put together.
+
+const partNames = layerNumbers.flatMap((l) => [
+  ...headNumbers.map((h) => `encoder.${l}.${h}`),
+  `encoder.${l}`,
+  `encoder-ff.${l}`,
+]);
+
+/** Five experiments for a class: each sets the page, and asks. */
+function makeExperiments() {
+  const clear = { text: data.text, hidden: new Set(), place: null, off: ALL_ON, matters: false, moment: null };
+  const { ids } = filler.encode(data.text);
+  const seen = ids.flatMap((token, i) => (filler.isWord(token) && token !== data.special.mask ? [i] : []));
+  const parts = [`encoder.${LAYERS}`, `encoder-ff.${LAYERS}`];
+  return [
+    {
+      name: "Hide one more",
+      ask: "Hide and show the other words, one at a time. Which word does the first answer need, and which can it do without?",
+      state: { ...clear, hidden: new Set(seen.slice(0, 1)) },
+    },
+    {
+      name: "Another order",
+      ask: "The same words backwards. Which words does the model find less likely now, and does it still find the hidden one?",
+      state: { ...clear, text: data.text.trim().split(/\s+/).reverse().join(" ") },
+    },
+    {
+      name: "No positions",
+      ask: "The model no longer knows the order of the words. What has the answer lost? Let two words change places in the text: what changes?",
+      state: { ...clear, off: new Set(["positions"]), ...firstPlace(ids, seen) },
+    },
+    {
+      name: "Which head matters?",
+      ask: "Below, every part was switched off once. Is the head that matters most the one with the sharpest attention? Switch it off: which words come instead?",
+      state: { ...clear, matters: true, ...firstPlace(ids, seen) },
+    },
+    {
+      name: "One layer less",
+      ask: "The last layer adds nothing now. Is the answer still there? Layer by layer, at the end of the page, shows where it was found.",
+      state: { ...clear, off: new Set(parts), ...firstPlace(ids, seen) },
+    },
+  ];
+}
+
+/** Where the text has no [MASK], its last word is looked at. */
+const firstPlace = (ids, seen) => (ids.includes(data.special.mask) ? {} : { place: seen.at(-1) });
+
+/** The parts of the model in their order, for the switches. */
+function makeChain() {
+  const layers = layerNumbers.flatMap((l) => [
+    { name: `encoder.${l}`, label: `attention ${l}` },
+    { name: `encoder-ff.${l}`, label: `feed-forward ${l}` },
+  ]);
+  return [{ title: "words", parts: [{ name: "positions", label: "positions" }, ...layers], end: "answer" }];
+}
+
+const mattersRows = layerNumbers.map((l) => ({
+  label: `layer ${l}`,
+  heads: headNumbers.map((h) => `encoder.${l}.${h}`),
+  parts: [`encoder.${l}`, `encoder-ff.${l}`],
+}));
+
+/** Show in the attention above the head that was picked; a layer's mean for its attention. */
+function pick(name) {
+  const [, layer, head] = name.split(".").map(Number);
+  look({ layer, head: head ?? null });
+}
+
+/** What is only there with the model, or only without it, goes where it does not belong. */
+function removeWhatIsNot() {
+  for (const element of document.querySelectorAll(filler ? ".still" : ".live")) element.remove();
+  const { n_layers, n_heads, d_model } = data.config;
+  $("sizes").textContent =
+    `Encoder of ${n_layers} layers with ${n_heads} heads each, ${d_model} numbers a word` +
+    (filler ? "; it runs in this page" : "");
+  if (!filler) $("why").textContent = data.why ?? "";
+}
+
+removeWhatIsNot();
+const link = new Link((values) => {
+  restore(values);
+  refresh();
+});
+const view = {
+  sentence: new Sentence($("chips"), $("guesses"), {
+    onHide: hideOrShow,
+    onPlace: filler && ((place) => update({ place })),
+  }),
+  heads: new HeadGrid($("heads-part"), { onShow: showHead, onSwitch: filler && flip }),
+  map: new AttentionMap($("map"), { onForm: (form) => look({ form }) }),
+};
+if (filler) {
+  view.switches = new Switches($("switches"), makeChain(), flip);
+  view.compare = new Compare($("compare"));
+  view.changed = new Changed($("changed"), () => flip(null));
+  view.lens = new Lens($("lens"));
+  view.matters = new WhatMatters($("matters"), {
+    rows: mattersRows,
+    onStart: () => update({ matters: true }),
+    onPick: pick,
+  });
+  new TryThis($("try"), makeExperiments(), (change) => {
+    refresh(change);
+    view.replay?.end();
+  });
+  $("text").addEventListener("input", () => {
+    type($("text").value);
+    fitText();
+  });
+  $("text").addEventListener("keydown", (event) => event.key === "Enter" && event.preventDefault());
+  new ResizeObserver(fitText).observe($("text"));
+}
+
+/** Show a moment of the training: what the model made of a text then; null: the model that the page carries. */
+function showMoment(moment) {
+  const isNew = moment && moment.text !== state.text;
+  if (isNew) Object.assign(state, { text: moment.text, hidden: new Set(), place: null });
+  refresh({ moment });
+}
+
+/** Show a state that was set at once, its text too. */
+function refresh(change = {}) {
+  if (filler) $("text").value = change.text ?? state.text;
+  if (filler) fitText();
+  update(change);
+}
+
+/** Make the text field as high as its text. */
+function fitText() {
+  const field = $("text");
+  field.style.setProperty("height", "auto");
+  field.style.setProperty("height", `${field.scrollHeight + 2}px`);
+}
+
+if (data.watched.length) {
+  $("replay-section").hidden = false;
+  view.replay = new Replay($("replay"), data.curve, data.watched, showMoment);
+}
+restore(link.read());
+new Theme($("theme"), () => {
+  if (maps) showAttention();
+});
+refresh();

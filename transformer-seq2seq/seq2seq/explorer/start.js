@@ -1,0 +1,71 @@
+// What begins the page: its controls are heard, and the first question asked.
+
+/** Show what the model made of a text at a moment of its training; null: the trained model. */
+function showMoment(watched) {
+  if (!watched) return moment !== null && showTrained();
+  jobs.run(async () => {}); // what is being computed is of no use now
+  reading = unpackReading(watched, data.config);
+  moment = watched.step;
+  show();
+}
+
+/** Show the trained model again. */
+function showTrained() {
+  moment = null;
+  if (live) return ask();
+  reading = unpackReading(data.reading, data.config);
+  show();
+}
+
+function listen() {
+  $("text").addEventListener("input", (event) => change({ text: event.target.value }));
+  $("text").addEventListener("keydown", (event) => event.key === "Enter" && event.preventDefault());
+  $("methods").addEventListener("change", (event) => change({ method: event.target.value }));
+  $("kind").addEventListener("change", (event) => {
+    change({ kind: event.target.value });
+    chooseNewest();
+  });
+  for (const name of Object.keys(BOUNDS)) {
+    $(name).addEventListener("input", (event) => {
+      const value = within(name, event.target.value);
+      if (value !== null) change({ [name]: value });
+    });
+    $(name).addEventListener("change", (event) => (event.target.value = state[name]));
+  }
+  $("again").addEventListener("click", () => change({ seed: state.seed + 1 }));
+  $("mine").lastChild.addEventListener("click", () => change({ put: [], step: null }));
+  $("moment").lastChild.addEventListener("click", () => views.replay.end());
+}
+
+/** Take away what a page without a model cannot do. */
+function keepStill() {
+  for (const element of document.querySelectorAll("[data-live], #method, #try, #pieces")) element.hidden = true;
+  $("text").readOnly = true;
+  $("text").value = data.text;
+  $("text").classList.toggle("long", data.text.length > 90);
+  $("problem").textContent = data.why;
+  document.title = `${data.text} – attention`;
+}
+
+function start() {
+  const { n_encoder_layers, n_decoder_layers, n_heads } = data.config;
+  const count = (n, name) => `${n} ${name}${n === 1 ? "" : "s"}`;
+  $("sizes").textContent =
+    `Encoder of ${count(n_encoder_layers, "layer")}, decoder of ${count(n_decoder_layers, "layer")}, ` +
+    `with ${count(n_heads, "head")} each`;
+  listen();
+  if (data.watched.length) {
+    $("replay-part").hidden = false;
+    views.replay = new Replay($("replay"), data.curve, data.watched, showMoment);
+  }
+  if (!live) {
+    keepStill();
+    return showTrained();
+  }
+  for (const element of document.querySelectorAll("[data-still]")) element.hidden = true;
+  const fresh = { off: ALL_ON, put: [], step: null, method: "greedy" };
+  new TryThis($("try"), EXPERIMENTS, (make) => change({ ...fresh, ...make() }));
+  change(fromLink(link.read(), first, names, isToken));
+}
+
+start();
