@@ -575,6 +575,7 @@ def test_a_moment_of_training_is_shown_and_left(opened, written, still, exact, t
         expect_words(page, ["before", *exact.words[1:]])
         expect(page.locator("#moment")).to_contain_text("step 7")
         assert page.locator("#next button").count() == 0
+        assert page.locator("section[inert]").count() == 3  # what asks the trained model
         page.locator("#moment button").click()
         expect_words(page, exact.words)
         assert slider.input_value() == "1"
