@@ -61,7 +61,7 @@ async function scoreEach(sentence, hidden, masks, off, job) {
   }
   const total = Math.exp(Math.min(700, sum / n));
   $("perplexity").replaceChildren("Under each word, how likely it is from the others. ");
-  const written = total < 1e4 ? total.toFixed(2) : total.toExponential(1);
+  const written = total < 1e4 ? total.toFixed(2) : total.toLocaleString("en", { maximumSignificantDigits: 2 });
   if (n) $("perplexity").append("Pseudo-perplexity ", make("b", "figure", written));
 }
 
