@@ -125,11 +125,15 @@ def other_tokenizer(model: Path) -> None:
 QUERY = "bert.encoder.layer.0.attention.self.query.weight"
 EMBEDDINGS = "bert.embeddings"
 GROWING = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 9}
+VANISHING = GROWING | {"content": ""}
+FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "special"), False)
+A_TOKEN = {"id": 5, "content": "a", "normalized": True} | FLAGS
 PATTERN = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
 BOMB = {"type": "Precompiled", "precompiled_charsmap": "////////////////////////"}  # asks for 8 GB
 TEXT = {"Sequence": {"id": "A", "type_id": 0}}
 TWICE = {"type": "TemplateProcessing", "single": [TEXT, TEXT], "pair": [TEXT], "special_tokens": {}}
 END = {"SpecialToken": {"id": "END", "type_id": 0}}
+BOTH = {"type": "Sequence", "processors": [TWICE | {"single": [TEXT]}] * 2}
 MANY = {"id": "END", "ids": [0] * 3000, "tokens": ["x"] * 3000}  # 3,000 times 3,000 tokens
 ENDS = TWICE | {"single": [TEXT, *[END] * 3000], "special_tokens": {"END": MANY}}
 OUTSIDE = {"type": "BertProcessing", "sep": ["[SEP]", 4_000_000_000], "cls": ["[CLS]", 2]}
@@ -214,6 +218,11 @@ MODELS: dict[str, tuple[Damage, str]] = {  # the damage, and a part of what the 
     "other text": (
         tokenizer_json(post_processor=TWICE | {"single": [{"Sequence": {"id": "B", "type_id": 0}}]}),
         "is a TemplateProcessing that does more than add a few",
+    ),
+    "two templates": (tokenizer_json(post_processor=BOTH), "its post_processor adds tokens twice"),
+    "vanishing": (
+        tokenizer_json(normalizer=VANISHING, added_tokens=[A_TOKEN]),
+        "its normalizer leaves nothing of its token 'a'",
     ),
     "growing": (tokenizer_json(normalizer=GROWING), "its normalizer is a Replace that makes text longer"),
     "pattern": (tokenizer_json(pre_tokenizer=PATTERN), "its pre_tokenizer is a Split with the pattern"),

@@ -13,6 +13,7 @@ from torch import nn
 from .errors import InputError, warn
 from .progress import CURVE, MAX_WATCHED, WATCHED
 from .token_text import show_token
+from .tokenizer_json import parts_of
 from .web_page import MAX_PAGE_BYTES, model_bytes, pack_model
 
 MAX_FILE = 20_000_000  # bytes of a file of records; a run of a million evaluations is no run to replay
@@ -22,11 +23,10 @@ MAX_POINTS = 1000  # of a curve, more than a screen can show
 def pack_all(model: nn.Module, tokenizer: Tokenizer, encode_special: bool) -> dict:
     """Return the page's "model", "tokenizer" and "tokens". encode_special: names of special tokens in a text are text.
 
-    A model that is too large for a page, or has a SentencePiece tokenizer, is refused in words that fit "why".
+    A model that is too large for a page, or has a tokenizer that does not run in one, is refused in words that fit
+    "why".
     """
-    if not isinstance(tokenizer, Tokenizer):
-        raise InputError("the page cannot carry a SentencePiece tokenizer, so it shows this text alone")
-    content = tokenizer.to_str()
+    content = write_tokenizer(tokenizer)
     size = model_bytes(model.state_dict()) + len(content.encode())
     if size > MAX_PAGE_BYTES:
         raise InputError(
@@ -39,6 +39,17 @@ def pack_all(model: nn.Module, tokenizer: Tokenizer, encode_special: bool) -> di
         "tokenizer": json.loads(content) | {"encode_special": encode_special},
         "tokens": [None if tokenizer.id_to_token(i) is None else show_token(tokenizer, i) for i in ids],
     }
+
+
+def write_tokenizer(tokenizer: Tokenizer) -> str:
+    """Return the tokenizer.json that runs in the page, or refuse the tokenizer."""
+    if not isinstance(tokenizer, Tokenizer):
+        raise InputError("the page cannot carry a SentencePiece tokenizer, so it shows this text alone")
+    content = tokenizer.to_str()
+    later = parts_of(json.loads(content), "pre_tokenizer")[1:]  # cut a character of which normalizers made several
+    if any(part.get("prepend_scheme") == "first" for part in later):
+        raise InputError("the page cannot tell this tokenizer's first word, so it shows this text alone")
+    return content
 
 
 def read_training(folder: Path, is_reading: Callable[[dict], bool]) -> dict:

@@ -7,7 +7,7 @@ async function answer(sentence, { hidden, off, place: chosen, matters }, job) {
   const masks = asked.flatMap((token, i) => (token === data.special.mask ? [i] : []));
   const place = chosen ?? masks[0] ?? null;
   const guesses = new Map(masks.map((i) => [i, filler.guess(states.at(-1), i, sentence.ids[i])]));
-  const words = sentence.ids.map((token, i) => (token === data.special.mask || hidden.has(i) ? "[MASK]" : sentence.shown[i]));
+  const words = asked.map((token, i) => (token === data.special.mask ? "[MASK]" : sentence.shown[i]));
   maps = AttentionMaps.ofLayers(weights, HEADS, { from: words, to: words });
   showTokens(sentence, hidden, place);
   showGuesses(sentence, guesses);
@@ -61,7 +61,8 @@ async function scoreEach(sentence, hidden, masks, off, job) {
   }
   const total = Math.exp(Math.min(700, sum / n));
   $("perplexity").replaceChildren("Under each word, how likely it is from the others. ");
-  if (n) $("perplexity").append("Pseudo-perplexity ", make("b", "figure", total < 1e4 ? total.toFixed(2) : total.toExponential(1)));
+  const written = total < 1e4 ? total.toFixed(2) : total.toLocaleString("en", { maximumSignificantDigits: 2 });
+  if (n) $("perplexity").append("Pseudo-perplexity ", make("b", "figure", written));
 }
 
 /** Switch off one part after the other, and note what the answer loses. */

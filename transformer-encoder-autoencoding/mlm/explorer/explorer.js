@@ -63,8 +63,9 @@ function showGuesses({ ids, shown }, guesses) {
   const cards = [...guesses].sort((a, b) => a[0] - b[0]).map(([i, guess]) => {
     const name = make("bdi", "", shown[i]);
     const isAsked = ids[i] === data.special.mask || state.hidden.has(i);
-    const title = guess.itself === null ? ["For ", name, " the model guesses"]
-      : isAsked ? ["For ", name, ", hidden, the model guesses"]
+    const hidden = guess.itself === null ? "" : ", hidden,";
+    const title = isAsked
+      ? ["For ", name, `${hidden} the model guesses`]
       : ["If ", name, " were hidden, the model would guess"];
     return { title, word: shown[i], ...guess };
   });
@@ -81,20 +82,23 @@ function lookAt(place) {
   if (!state.matters) view.matters.clear();
 }
 
-const LENS_NOTE = "What the model would answer if it ended after each layer: the five likeliest words, the likeliest first.";
+const LENS_NOTE = "What the model would answer if it ended after each layer: the five likeliest words.";
 
 /** Show what was computed beforehand: each word hidden alone, and the attention of the whole sentence. */
 function showReading({ text, words, guesses, weights }) {
   const hidden = [...state.hidden].find((i) => guesses[i]) ?? guesses.findIndex((guess) => guess?.itself === null);
   const tokens = words.map((word, i) => ({
-    text: word, fixed: !guesses[i], unknown: false, masked: guesses[i]?.itself === null, hidden: i === hidden, joins: false,
+    text: word,
+    fixed: !guesses[i],
+    masked: guesses[i]?.itself === null,
+    hidden: i === hidden,
   }));
   if (!filler) $("sentence").textContent = text;
   view.sentence.showTokens(tokens, null);
   guesses.forEach((guess, i) => guess?.itself != null && view.sentence.showMeter(i, guess.itself));
   if (guesses[hidden]) {
-    const name = make("bdi", "", words[hidden]);
-    const title = ["For ", name, guesses[hidden].itself === null ? " the model guesses" : ", hidden, the model guesses"];
+    const isMasked = guesses[hidden].itself === null;
+    const title = ["For ", make("bdi", "", words[hidden]), `${isMasked ? "" : ", hidden,"} the model guesses`];
     view.sentence.showGuesses([{ title, word: words[hidden], ...guesses[hidden] }]);
   } else view.sentence.showGuesses([]);
   maps = AttentionMaps.ofThousandths(weights, { layers: LAYERS, heads: HEADS, from: words, to: words });
@@ -107,7 +111,8 @@ function showAttention() {
   const [layer, head] = [(state.layer ?? LAYERS + 1) - 1, (state.head ?? HEADS + 1) - 1];
   const names = [`encoder.${state.layer}`, `encoder.${state.layer}.${state.head}`];
   view.heads.show(maps, { layer, head, kind: "encoder", off: state.off });
-  view.map.show(maps, { layer, head, form: state.form, off: names.some((name) => state.off.has(name)), titles: TITLES });
+  const off = names.some((name) => state.off.has(name));
+  view.map.show(maps, { layer, head, form: state.form, off, titles: TITLES });
 }
 
 /** Show a head: layer and head from 0, the means behind the last. */

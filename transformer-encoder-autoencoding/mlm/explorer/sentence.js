@@ -30,8 +30,8 @@ class Sentence {
     const isHidden = token.hidden || token.masked;
     const chip = make("button", "chip", "", { type: "button", "aria-pressed": isHidden });
     chip.append(make("bdi", "", isHidden ? "[MASK]" : token.text));
-    const says = isHidden ? `${token.text}, hidden` : `hide ${token.text}${token.unknown ? ", unknown to the model" : ""}`;
-    chip.setAttribute("aria-label", says);
+    const unknown = token.unknown ? ", unknown to the model" : "";
+    chip.setAttribute("aria-label", isHidden ? `${token.text}, hidden` : `hide ${token.text}${unknown}`);
     if (token.unknown) chip.title = "unknown: the model sees [UNK] for it";
     if (token.hidden) chip.title = token.text;
     chip.addEventListener("click", () => this.onHide(position));

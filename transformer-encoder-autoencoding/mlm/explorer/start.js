@@ -15,27 +15,36 @@ function makeExperiments() {
   return [
     {
       name: "Hide one more",
-      ask: "Hide and show the other words, one at a time. Which word does the first answer need, and which can it do without?",
+      ask:
+        "Hide and show the other words, one at a time. Which word does the first answer need, and which can it do " +
+        "without?",
       state: { ...clear, hidden: new Set(seen.slice(0, 1)) },
     },
     {
       name: "Another order",
-      ask: "The same words backwards. Which words does the model find less likely now, and does it still find the hidden one?",
+      ask:
+        "The same words backwards. Which words does the model find less likely now, and does it still find the " +
+        "hidden one?",
       state: { ...clear, text: data.text.trim().split(/\s+/).reverse().join(" ") },
     },
     {
       name: "No positions",
-      ask: "The model no longer knows the order of the words. What has the answer lost? Let two words change places in the text: what changes?",
+      ask:
+        "The model no longer knows the order of the words. What has the answer lost? Let two words change places " +
+        "in the text: what changes?",
       state: { ...clear, off: new Set(["positions"]), ...firstPlace(ids, seen) },
     },
     {
       name: "Which head matters?",
-      ask: "Below, every part was switched off once. Is the head that matters most the one with the sharpest attention? Switch it off: which words come instead?",
+      ask:
+        "Below, every part was switched off once. Is the head that matters most the one with the sharpest " +
+        "attention? Switch it off: which words come instead?",
       state: { ...clear, matters: true, ...firstPlace(ids, seen) },
     },
     {
       name: "One layer less",
-      ask: "The last layer adds nothing now. Is the answer still there? Layer by layer, at the end of the page, shows where it was found.",
+      ask:
+        "The last layer adds nothing now. Is the answer still there? Layer by layer, below, shows where it was found.",
       state: { ...clear, off: new Set(parts), ...firstPlace(ids, seen) },
     },
   ];

@@ -1,6 +1,7 @@
 """The tokenizer that runs in the page, JavaScript in a headless Chromium, gives the ids, words and texts of the
 library's, whatever stands in a text, and whatever parts a tokenizer.json has."""
 
+import contextlib
 import json
 import random
 import unicodedata
@@ -10,10 +11,11 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from tokenizers.trainers import WordPieceTrainer
 
 from mlm import bert_tokenizer
-from mlm.common import tokenizer_json
+from mlm.common import page_data, tokenizer_json
+from mlm.common.errors import InputError
 from mlm.tokenizer import CLS, MASK, OLD_TOKEN, PATTERNS, SEP, SPECIAL_TOKENS, UNK, train_tokenizer
 
-N_TEXTS = 2000
+N_TEXTS = 1000
 # Library and browser know other versions of Unicode, parts of the library versions of their own. So the texts have any
 # characters of Unicode 3.2, and of later versions those that all of them take for the same.
 KNOWN: dict[int, list[str]] = {}  # by their row of 256
@@ -21,7 +23,7 @@ CHANGED = "\u166d\u1734\u1885\u1886"  # marks or not, as the version has it
 for code in range(0x30000):
     if unicodedata.ucd_3_2_0.category(chr(code)) not in ("Cn", "Co", "Cs") and chr(code) not in CHANGED:
         KNOWN.setdefault(code // 256, []).append(chr(code))
-LATER = "🫩🫨🛜🏳️‍🌈👩🏽‍🚀\u1c89\ua7cb\U00010d4a\U00011f04\U0001e030\U00031350𞤀𐓐₿ẞ\u0616\u16f1"
+LATER = "🫩🫨🛜🏳️‍🌈👩🏽‍🚀\u1c89\ua7cb\U00010d4a\U00011f04\U00031350𞤀𐓐₿ẞ\u0616\u16f1"
 SCRIPTS = [
     "abcdeXYZ0129",
     ".,!?'’\"()-–…_/$^*+[]{}|\\",
@@ -213,11 +215,11 @@ def any_model(rng, lines):
         return models.BPE(
             ids,
             merges,
-            unk_token=rng.choice([None, UNK]),
             fuse_unk=yes,
             byte_fallback=rng.random() < 0.5,
             ignore_merges=rng.random() < 0.5,
-            continuing_subword_prefix=prefix or None,
+            **rng.choice([{}, {"unk_token": UNK}]),
+            **({"continuing_subword_prefix": prefix} if prefix else {}),
         )
     vocabulary |= dict.fromkeys([*words[::2], *(prefix + word[1:] for word in words[::3])])
     ids = {token: i for i, token in enumerate(vocabulary)}
@@ -227,9 +229,8 @@ def any_model(rng, lines):
     return models.WordPiece(ids, unk_token=UNK, max_input_chars_per_word=longest, continuing_subword_prefix=prefix)
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_any_parts_do_what_the_librarys_do(page, texts, lines, seed):
-    rng = random.Random(seed)
+def any_tokenizer(rng, lines):
+    """Return a tokenizer of any parts and added tokens."""
     tokenizer = Tokenizer(any_model(rng, lines))
     parts = {kind: [any_part(rng, kind) for _ in range(rng.randint(0, 3))] for kind in tokenizer_json.SEQUENCES}
     tokenizer.normalizer = normalizers.Sequence(parts["normalizer"])
@@ -239,9 +240,16 @@ def test_any_parts_do_what_the_librarys_do(page, texts, lines, seed):
     for token in rng.sample([MASK, "the", "e\u0301", "É", " x", "▁", "()"], 4):
         flags = {name: rng.random() < 0.5 for name in ("lstrip", "rstrip", "single_word", "normalized")}
         (tokenizer.add_special_tokens if rng.random() < 0.5 else tokenizer.add_tokens)([AddedToken(token, **flags)])
-    content = json.loads(tokenizer.to_str())
-    for kind in tokenizer_json.PARTS:
-        for part in tokenizer_json.parts_of(content, kind):
-            assert not tokenizer_json.refusal(part, kind, PATTERNS)
+    return tokenizer
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_parts_do_what_the_librarys_do(page, texts, lines, tmp_path, seed):
+    rng, accepted = random.Random(seed), False
+    while not accepted:
+        any_tokenizer(rng, lines).save(str(tmp_path / "tokenizer.json"))
+        with contextlib.suppress(InputError):
+            tokenizer = tokenizer_json.read(tmp_path / "tokenizer.json", 10_000, PATTERNS)
+            accepted = bool(page_data.write_tokenizer(tokenizer))
     tokenizer.encode_special_tokens = rng.random() < 0.3
-    expect_same(page, tokenizer, texts[2:200])
+    expect_same(page, tokenizer, texts[2:100])

@@ -212,8 +212,9 @@ function showNotes() {
   $("cut").textContent = `It was stopped at ${reading.output.length} tokens, all that the model has: it did not end.`;
   $("mine").hidden = !reading.words.some(({ own }) => own);
   $("moment").hidden = moment === null;
-  $("moment").firstChild.textContent = `The model at step ${moment} of its training, asked “${reading.text}”.`;
-  document.querySelector("main").classList.toggle("past", moment !== null);
+  const name = `The model at step ${moment} of its training, asked: `;
+  $("moment").firstChild.replaceChildren(name, make("bdi", "", reading.text));
+  for (const part of document.querySelectorAll("section[data-live]")) part.inert = moment !== null;
 }
 
 function showMaps(step) {

@@ -22,6 +22,7 @@ class Output {
     Object.assign(this, { taken: words, next });
     this.words = words.map((word, index) => this.makeWord(word, index));
     $("written").replaceChildren(...this.words);
+    $("written").classList.toggle("many", words.length > 16);
     rove(this.words);
     $("step").max = words.length;
     this.showStep(step);

@@ -43,7 +43,8 @@ function keepStill() {
   $("text").readOnly = true;
   $("text").value = data.text;
   $("text").classList.toggle("long", data.text.length > 90);
-  $("problem").textContent = data.why;
+  $("problem").className = "note";
+  $("problem").textContent = data.why.replace(/^./, (letter) => letter.toUpperCase());
   document.title = `${data.text} – attention`;
 }
 

@@ -575,6 +575,7 @@ def test_a_moment_of_training_is_shown_and_left(opened, written, still, exact, t
         expect_words(page, ["before", *exact.words[1:]])
         expect(page.locator("#moment")).to_contain_text("step 7")
         assert page.locator("#next button").count() == 0
+        assert page.locator("section[inert]").count() == 3  # what asks the trained model
         page.locator("#moment button").click()
         expect_words(page, exact.words)
         assert slider.input_value() == "1"
@@ -817,11 +818,11 @@ def test_the_theme_is_changed_by_its_button(opened, written):
 
 
 def test_words_stay_text(opened, make_page):
-    file, typed = make_page(HOSTILE, max_length=90), " ".join(HOSTILE)
+    file = make_page(HOSTILE, max_length=90)
     with opened(file, color_scheme="dark", fragment="#off=cross.1&matters=1") as page:
-        for text, method in ((typed, "Greedy"), (typed[::-1], "Beam search")):
+        for text, method in ((HOSTILE, "Greedy"), (HOSTILE[::-1], "Beam search")):
             page.get_by_text(method).click()
-            page.locator("#text").fill(text)
+            page.locator("#text").fill(text := " ".join(text))
             expect(page.locator("#strongest")).to_contain_text("head", timeout=20_000)
             assert page.locator("#text").input_value() == text
             assert "script" in "".join(texts(page, "#to bdi") + texts(page, "#pieces bdi"))

@@ -97,7 +97,8 @@ class Changed {
   show(off) {
     this.element.hidden = off.size === 0;
     const names = [...off].map((name) => nameOfPart(name, this.kinds));
-    this.parts.textContent = names.length > 3 ? `${names.slice(0, 3).join("; ")} and ${names.length - 3} more` : names.join("; ");
+    const more = names.length > 3 ? ` and ${names.length - 3} more` : "";
+    this.parts.textContent = names.slice(0, 3).join("; ") + more;
     this.effect.textContent = "";
   }
 
@@ -143,7 +144,8 @@ class WhatMatters {
     const heads = Math.max(...this.rows.map((row) => row.heads.length));
     const names = Array.from({ length: heads }, (_, i) => `${i + 1}`);
     const columns = [...names, ...(withParts ? ["attention", "feed-forward"] : [])];
-    const header = (name) => make("th", "", name, { scope: "col", ...(Number(name) && { "aria-label": `head ${name}` }) });
+    const labelOf = (name) => ({ "aria-label": Number(name) ? `head ${name}` : name });
+    const header = (name) => make("th", "", name, { scope: "col", ...labelOf(name) });
     const top = makeOf("tr", "", make("td"), ...columns.map(header));
     const lines = this.rows.map((row) => {
       const parts = [...row.heads, ...(withParts ? row.parts : [])].map((name) => this.makeCell(name, cells));
@@ -169,7 +171,7 @@ class WhatMatters {
    */
   show({ changes, answer, off, entropy, before, done }) {
     this.both.hidden = false;
-    const most = Math.max(0.5, ...[...changes.values()].map(Math.abs)); // a loss of nearly nothing is not painted as much
+    const most = Math.max(0.5, ...[...changes.values()].map(Math.abs)); // nearly nothing is not painted as much
     for (const [name, cell] of this.cells) {
       const change = changes.get(name);
       this.paint(cell, name, off.has(name) ? "off" : change === undefined ? "…" : signed(change),
@@ -204,11 +206,12 @@ class WhatMatters {
         : ["Of all heads, ", make("bdi", "", answer), " needs ", name(strongest), " most: without it ",
           `its probability falls from ${percent(before)} to ${percent(before * Math.exp(change))}.`];
     if (sharpest === strongest) said.push(" Its attention is also the sharpest.");
-    else said.push(" The sharpest attention is that of ", name(sharpest), `: without it ${signed(changes.get(sharpest))}.`);
+    else said.push(" The sharpest attention is that of ", name(sharpest), `, ${signed(changes.get(sharpest))}.`);
     const parts = [...changes.keys()].filter((part) => part.split(".").length === 2);
     if (parts.length) {
       const part = least(parts, (one) => changes.get(one));
-      said.push(" Of the layers' parts it is ", name(part), `: without it ${percent(before * Math.exp(changes.get(part)))}.`);
+      const left = percent(before * Math.exp(changes.get(part)));
+      said.push(" Of the layers' parts it is ", name(part), `: without it ${left}.`);
     }
     this.words.replaceChildren(...said);
   }

@@ -151,7 +151,7 @@ class HeadGrid {
   }
 
   makeScale() {
-    const scale = make("div", "scale", "", { role: "img", "aria-label": "Colours of the attention weight, from 0 to 1" });
+    const scale = make("div", "scale", "", { role: "img", "aria-label": "Colours of attention weights, from 0 to 1" });
     this.scale = make("canvas", "", "", { width: 256, height: 10 });
     const marks = ["0", "0.25", "0.5", "0.75", "1"].map((mark) => make("span", "", mark));
     scale.append(make("span", "", "attention weight"), this.scale, makeOf("p", "", ...marks));

@@ -59,7 +59,8 @@ function reachable(items, chosen) {
 /** Say which element of a group is reached by Tab or has the focus, so that it can be so again when they are new. */
 function placeInGroup(items) {
   const focused = items.indexOf(document.activeElement);
-  return { index: Math.max(0, focused < 0 ? items.findIndex((item) => item.tabIndex === 0) : focused), focused: focused >= 0 };
+  const index = focused < 0 ? items.findIndex((item) => item.tabIndex === 0) : focused;
+  return { index: Math.max(0, index), focused: focused >= 0 };
 }
 
 /** Give a new group the place that placeInGroup said of the old one. */
