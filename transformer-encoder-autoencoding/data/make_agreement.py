@@ -13,9 +13,9 @@ A pair has the right verb and the wrong one (`look` and `looks`) behind 0 to 3 d
 verb that all have the other number. One form of 24 nouns is held out, the singular of 12 and the plural of the others:
 the corpus has it as a subject only right before the verb (`the keys look old`), and between other subjects and their
 verbs. Just these forms are the subjects of the pairs. So a model that has learnt what a subject is gets all pairs
-right; one that has learnt which words follow each other gets only those without distractors right.
+right; one that knows only which words follow each other gets those without distractors right, and no others.
 
-Prints how often a 5-gram model of train.txt prefers the good sentence; ties count as wrong.
+Prints how often 2-grams and 5-grams of train.txt prefer the good sentence; ties count as wrong.
 """
 
 import argparse
@@ -95,7 +95,7 @@ class NGrams:
         S(w | context) = count(context w) / count(context) if that was seen, else 0.4 S(w | context but its first word)
     """
 
-    def __init__(self, sentences: Iterable[str], order: int = 5):
+    def __init__(self, sentences: Iterable[str], order: int):
         self.order, self.counts = order, Counter()
         for words in map(self.split, sentences):
             for i in range(len(words)):
@@ -138,11 +138,15 @@ def main(argv: list[str] | None = None) -> None:
     except OSError as error:
         stop(f"{error.filename}: cannot be written: {error.strerror}")
     print(f"{N_TRAIN:,} sentences to train on, {N_HELD_OUT} held out, {len(pairs):,} pairs")
-    grams = NGrams(corpus[:N_TRAIN])
-    for n_distractors in range(len(SHARES)):
-        margins = [grams.score(good) - grams.score(bad) for (good, bad), n in pairs if n == n_distractors]
-        right, ties = (sum(found) for found in zip(*((m > 1e-9, abs(m) <= 1e-9) for m in margins), strict=True))
-        print(f"{grams.order}-grams, {n_distractors} distractors: {right / len(margins):.1%} right, {ties} ties")
+    for order in 2, 5:
+        grams = NGrams(corpus[:N_TRAIN], order)
+        right, ties = Counter(), 0
+        for (good, bad), n_distractors in pairs:
+            margin = grams.score(good) - grams.score(bad)
+            right[n_distractors] += margin > 1e-9
+            ties += abs(margin) <= 1e-9
+        shares = (f"{right[n] / (N_PER_FORM * len(held_out)):.1%}" for n in range(len(SHARES)))
+        print(f"{order}-grams, 0 to {len(SHARES) - 1} distractors: {', '.join(shares)} right; {ties} ties")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 are counted right."""
 
 import importlib.util
+import re
 from collections import Counter
 from itertools import chain
 from math import log
@@ -101,7 +102,10 @@ def test_the_files_are_the_same_each_time(agreement, made, tmp_path, capsys):
     agreement.main(["--output", str(tmp_path)])
     for name in "train.txt", "held_out.txt", "pairs.tsv":
         assert (tmp_path / name).read_bytes() == (made / name).read_bytes()
-    assert "5-grams, 3 distractors: " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert re.findall(r"(\d)-grams, 0 to 3 distractors: ", printed) == ["2", "5"]
+    shares = [float(share) for share in re.findall(r"(\d+\.\d)%", printed)]
+    assert shares[0] > 90 and max(shares[1:4]) < 10 and max(shares[5:]) < 50  # they see what is near
 
 
 def test_n_grams_back_off_to_shorter_ones(agreement):
