@@ -10,7 +10,7 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from seq2seq.tokenizer import EOS, OLD_MARK, PAD, UNK, train_tokenizer
 
-N_TEXTS = 1000
+N_TEXTS = 500
 # Library and browser know other versions of Unicode, parts of the library versions of their own. So the texts have any
 # characters of Unicode 3.2, and of later versions those that all of them take for the same.
 KNOWN: dict[int, list[str]] = {}  # by their row of 256
@@ -71,7 +71,7 @@ def texts():
 @pytest.fixture(scope="module")
 def tokenizers(texts):
     """Tokenizers by kind."""
-    lines = texts[4:600] + [" ".join(WORDS)] * 20
+    lines = texts[4:400] + [" ".join(WORDS)] * 20
     old = train_tokenizer(lines, "word", 1500)
     marks = pre_tokenizers.Split(Regex(OLD_MARK), behavior="isolated")
     old.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), marks])
