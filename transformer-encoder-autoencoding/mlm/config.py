@@ -45,8 +45,8 @@ class TrainConfig:
     tokenizer: str | None = flag(None, "what a token is (default: word)", choices=tuple(VOCAB_SIZES))
     vocab_size: int | None = flag(
         None,
-        "the most tokens in the vocabulary (default: 30,000 words, or a subword for 400 "
-        "characters, up to 8,000; at least 300 subwords)",
+        "the most tokens in the vocabulary (default: 30,000 words, or the subwords that occur "
+        "twice, up to 8,000; at least 300)",
         type=int_in(10, 1_000_000),
     )
     d_model: int | None = flag(None, f"the width (default: {SIZES['d_model']})", type=int_in(1, 65_536))

@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from tokenizers.trainers import WordLevelTrainer
 
 from .common.errors import InputError
-from .common.subwords import train_subwords
+from .common.subwords import Sizing, train_subwords
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # BERT's names
 LETTER = r"[\w&&[^\p{Han}]]"  # or digit, or combining mark
@@ -19,7 +19,9 @@ RUN = rf" ?(?:{WORD}|[^\w\s]+)| "  # what subwords are parts of, the space befor
 INVISIBLE, SPACES = "[\u00ad\u200b]", r"\s+"  # where a line may break; white space
 OLD_TOKEN = r"\w+(?:[-'’]\w+)*|[^\w\s]"  # of models from before ideographs were words
 PATTERNS = {TOKEN, RUN, INVISIBLE, SPACES, OLD_TOKEN}  # all regular expressions in these tokenizers
-TOKENIZING = 2  # goes up when another version makes other tokens of a text
+# A word in several pieces is hardly ever hidden whole, and so not learnt: as many words as may be are one piece
+SIZING = Sizing(min_frequency=2, characters_per_merge=1)
+TOKENIZING = 3  # goes up when another version makes other tokens of a text
 
 
 def train_tokenizer(sentences: Iterable[str], kind: str, vocab_size: int | None) -> Tokenizer:
@@ -50,7 +52,7 @@ def train_tokenizer(sentences: Iterable[str], kind: str, vocab_size: int | None)
             ]
         )
         tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
-        train_subwords(tokenizer, sentences, vocab_size, SPECIAL_TOKENS, UNK)
+        train_subwords(tokenizer, sentences, vocab_size, SIZING, SPECIAL_TOKENS, UNK)
     cls_id, sep_id = tokenizer.token_to_id(CLS), tokenizer.token_to_id(SEP)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{CLS} $A {SEP}", pair=f"{CLS} $A {SEP} $B {SEP}", special_tokens=[(CLS, cls_id), (SEP, sep_id)]

@@ -1,4 +1,4 @@
-"""Record explorer.webp, the README's moving picture, from the page of the default model.
+"""Record explorer.webp, the README's moving picture, from the page of the default model, and time its answers.
 
     python3 results/record_explorer.py
 
@@ -30,4 +30,5 @@ def play(page, recorder) -> None:
 
 if __name__ == "__main__":
     visualize_attention.main(["--html"])
-    record(RESULTS / "attention.html", RESULTS / "explorer.webp", play)
+    edits = [f"Transformers use [MASK] attention{end}" for end in ("", " s", " se", " sel", " self")] * 8
+    record(RESULTS / "attention.html", RESULTS / "explorer.webp", play, edits)

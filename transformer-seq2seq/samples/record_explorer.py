@@ -1,4 +1,4 @@
-"""Record explorer.webp, the README's moving picture, from the page of the default model.
+"""Record explorer.webp, the README's moving picture, from the page of the default model, and time its answers.
 
     python3 samples/record_explorer.py
 
@@ -35,4 +35,5 @@ def play(page, recorder) -> None:
 
 if __name__ == "__main__":
     visualize_attention.main(["--html"])
-    record(SAMPLES / "attention.html", SAMPLES / "explorer.webp", play)
+    edits = [f"The teacher explains the lesson{end}" for end in ("", " t", " to", " tod", " today")] * 8
+    record(SAMPLES / "attention.html", SAMPLES / "explorer.webp", play, edits)

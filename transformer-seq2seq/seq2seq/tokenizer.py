@@ -7,7 +7,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import WordLevelTrainer
 
-from .common.subwords import train_subwords
+from .common.subwords import Sizing, train_subwords
 
 EOS, UNK, PAD = "</s>", "<unk>", "<pad>"  # MarianMT's names; the first two ids and the last one
 # A word has the space before it as its first character, whatever stands there; a word that follows without a space,
@@ -25,6 +25,8 @@ GLUED += rf"|(?<=^{JOINT})(?={LETTER})|(?<=[[^\w]\p{{Han}}]{JOINT})(?={LETTER})"
 CLOSED_UP = rf"(?<={CLOSE_UP})(?={LETTER})"
 OLD_MARK = rf"[^\w{SPACE}'’-]"  # of models from before words were the same behind every mark
 PATTERNS = {SPACES, INVISIBLE, MARK, GLUED, CLOSED_UP, OLD_MARK}  # all regular expressions in these tokenizers
+# Of a small text the subwords soon are whole sentences, and no other sentence can be made of those
+SIZING = Sizing(min_frequency=10, characters_per_merge=400)
 TOKENIZING = 2  # goes up when another version makes other tokens of a text
 
 
@@ -48,7 +50,7 @@ def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int | None) -> 
         tokenizer.normalizer = normalizers.Sequence(parts)
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
-        train_subwords(tokenizer, texts, vocab_size and vocab_size - 1, [EOS, UNK], UNK)
+        train_subwords(tokenizer, texts, vocab_size and vocab_size - 1, SIZING, [EOS, UNK], UNK)
     tokenizer.add_special_tokens([PAD])
     tokenizer.encode_special_tokens = True  # "</s>" in a text is text
     tokenizer.post_processor = processors.TemplateProcessing(

@@ -5,6 +5,7 @@ import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 from PIL import Image, ImageDraw
 from playwright.sync_api import Locator, Page, sync_playwright
@@ -65,8 +66,32 @@ class Recorder:
         first.save(path, save_all=True, append_images=rest, **options)
 
 
-def record(html: Path, picture: Path, play: Callable[[Page, Recorder], None]) -> None:
-    """Open a page, let play follow its scenario, and write what was seen."""
+# A page's answer to an edit is shown when its job rests for the first time; `jobs` and Job are those of page.js.
+TIME_EDITS = """async (texts) => {
+  const rest = Job.prototype.rest, field = document.getElementById("text"), times = [];
+  for (const text of texts) {
+    let shown = null;
+    Job.prototype.rest = function () { shown ??= performance.now(); return rest.call(this); };
+    const start = performance.now();
+    field.value = text;
+    field.dispatchEvent(new Event("input"));
+    while (!jobs.newest.done) await new Promise((done) => setTimeout(done, 1));
+    times.push(shown - start);
+  }
+  Job.prototype.rest = rest;
+  return times;
+}"""
+
+
+def time_edits(page: Page, texts: list[str]) -> float:
+    """Return the median of the milliseconds from an edit of the page's text to what it shows of each of these texts,
+    all that the model computes included, the painting by the browser not."""
+    page.evaluate(TIME_EDITS, texts)  # the browser compiles what runs often
+    return median(page.evaluate(TIME_EDITS, texts))
+
+
+def record(html: Path, picture: Path, play: Callable[[Page, Recorder], None], edits: list[str]) -> None:
+    """Open a page, let play follow its scenario, and write what was seen; then print how fast it answers to edits."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(viewport=SIZE, color_scheme="light")
@@ -75,3 +100,4 @@ def record(html: Path, picture: Path, play: Callable[[Page, Recorder], None]) ->
         recorder = Recorder(page)
         play(page, recorder)
         recorder.save(picture)
+        print(f"an edit shows after {time_edits(page, edits):.0f} ms (median of {len(edits)})")
