@@ -16,8 +16,13 @@ from mlm.common.recording import record  # noqa: E402
 
 
 def play(page, recorder) -> None:
-    """Type a sentence, hide a word, look at the head that fills it in, and ask which parts matter."""
-    recorder.hold(1.5)
+    """Replay the training, type a sentence, hide a word, look at the head that finds it, and ask what matters."""
+    recorder.hold(1.0)
+    slider = page.locator("#replay input[type=range]")
+    for moment in range(0, int(slider.get_attribute("max")) + 1, 2):
+        slider.fill(str(moment))
+        recorder.hold(0.15)
+    recorder.hold(0.8)
     recorder.type(page.locator("#text"), "Paris is the capital of France")
     recorder.click(page.locator("#chips button", has_text="France"), 1.8)
     recorder.click(page.locator("#heads-part [role=gridcell]").nth(8), 1.8)  # layer 2, head 4

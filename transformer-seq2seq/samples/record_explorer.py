@@ -16,7 +16,7 @@ from seq2seq.common.recording import record  # noqa: E402
 
 
 def play(page, recorder) -> None:
-    """Type a prompt, go through its output, put another word, see the beams, and switch cross-attention off."""
+    """Type a prompt, go through its output, see the beams, and switch cross-attention off."""
     recorder.hold(1.5)
     recorder.type(page.locator("#text"), "The nurse visits the museum")
     step = page.locator("#step")

@@ -228,7 +228,14 @@ def prepare_data(
     metadata = metadata or fill_store(store, pairs, drawn, tokenizer, config.max_length)
     train = PairDataset.on_disk(store, tokenizer)
     warn_of_pairs(config, metadata, len(train), len(pairs.held_out) - len(held_out))
-    return Data(tokenizer, pairs, train, held_out, cover(pairs.held_out, tokenizer), key)
+    return Data(
+        tokenizer,
+        pairs,
+        train,
+        held_out,
+        cover(short_enough(pairs.held_out, tokenizer, config.max_length), tokenizer),
+        key,
+    )
 
 
 def cache_key(
