@@ -38,7 +38,7 @@ function roundLogTicks(low, high) {
  * trained model, which is the slider's end. curve: [{step, train_loss, held_out_loss}]. */
 class Replay {
   constructor(element, curve, watched, onMoment) {
-    Object.assign(this, { curve, watched, onMoment, playing: null, log: true });
+    Object.assign(this, { curve, watched, onMoment, playing: null, log: false });
     this.texts = [...new Set(watched.map(({ text }) => text))];
     this.build(element);
     this.choose(this.texts[0]);

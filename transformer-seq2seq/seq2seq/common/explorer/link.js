@@ -2,7 +2,7 @@
 
 const LINK_PAUSE = 300; // milliseconds: browsers refuse an address that changes all the time
 
-/** Reads and writes the state: values are strings; what is empty is left out. */
+/** Reads and writes the state: values are strings; what is empty is left out, but for the text. */
 class Link {
   /** onChange(values) when another address is opened in this page. */
   constructor(onChange) {
@@ -23,14 +23,15 @@ class Link {
   }
 
   writeNow(values) {
-    const kept = Object.entries(values).filter(([, value]) => value !== "" && value !== null && value !== undefined);
+    const kept = Object.entries(values).filter(([key, value]) => value || key === "text");
     history.replaceState(null, "", `#${new URLSearchParams(kept)}`);
   }
 }
 
 /** Buttons "Try this": each sets the page, and asks what one sees. */
 class TryThis {
-  /** element: an empty one; experiments: [{ name, ask, state }, ...]; onTry(state). */
+  /** element: an empty one; experiments: [{ name, ask, state }, ...], state(job) what is set, or a promise of it;
+   * onTry(state). */
   constructor(element, experiments, onTry) {
     this.question = make("p", "question", "", { role: "status" });
     this.question.hidden = true;
