@@ -11,7 +11,7 @@ const SIDES = {
   decoder: { from: "being written", to: "written before" },
   encoder: { from: "the prompt", to: "the prompt" },
 };
-const EXPERIMENTS = [
+const EXPERIMENTS = [ // each with the page's own prompt and the model with all parts on
   {
     name: "Without the prompt",
     ask: "The decoder does not see the prompt any more. What does it write now, and what does it still know?",
@@ -25,7 +25,10 @@ const EXPERIMENTS = [
   {
     name: "Another first word",
     ask: "The output begins with the second likeliest word. Do the words after it follow the prompt, or that word?",
-    state: () => ({ put: [{ id: (reading.next[0][1] ?? reading.next[0][0]).id, own: true }], step: 1 }),
+    state: async (job) => {
+      const likeliest = await live.begin(live.tokenizer.encode(first.text).ids, job);
+      return { put: [{ id: (likeliest[1] ?? likeliest[0]).id, own: true }], step: 1 };
+    },
   },
   {
     name: "Watch the beams",
@@ -126,6 +129,7 @@ function ask() {
   const { ids } = live.tokenizer.encode(state.text);
   const problem = live.problemOf(ids);
   showQuestion(ids, problem);
+  views.replay?.pause();
   return jobs.run(async (job) => {
     if (problem) return;
     const question = { options: optionsOf(state), own: new Set(state.put.flatMap(({ own }, t) => (own ? [t] : []))) };

@@ -79,6 +79,13 @@ class Live {
     };
   }
 
+  /** Name the likeliest first tokens of the answer to a prompt with these ids, all parts on. */
+  async begin(ids, job) {
+    const { states } = await this.model.encode(ids, ALL_ON, job);
+    const { found } = await generate(this.model, states.at(-1), 1, {}, ALL_ON, job);
+    return this.likeliest(found[0].path[0].parent.logProbs);
+  }
+
   /** Name the likeliest tokens: log-probabilities (V) -> [{ token, probability, id }]. Ids without a token are none. */
   likeliest(logProbs) {
     const best = topK(logProbs, 2 * LIKELIEST).filter((id) => this.tokens[id] !== null && logProbs[id] > -Infinity);

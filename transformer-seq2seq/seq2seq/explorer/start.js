@@ -64,8 +64,11 @@ function start() {
     return showTrained();
   }
   for (const element of document.querySelectorAll("[data-still]")) element.hidden = true;
-  const fresh = { off: ALL_ON, put: [], step: null, method: "greedy" };
-  new TryThis($("try"), EXPERIMENTS, (make) => change({ ...fresh, ...make() }));
+  const fresh = { ...Object.fromEntries(QUESTIONS.map((key) => [key, first[key]])), step: null };
+  new TryThis($("try"), EXPERIMENTS, (set) => {
+    views.replay?.pause();
+    jobs.run(async (job) => change({ ...fresh, ...(await set(job)) }));
+  });
   change(fromLink(link.read(), first, names, isToken));
 }
 

@@ -68,7 +68,8 @@ function within(name, text) {
   return whole ? Math.round(bounded) : bounded;
 }
 
-/** Write the state as the strings of a link; what is as at first is left out. */
+/** Write the state as the strings of a link. What every page begins with is left out; what a page is made for, its text
+ * and its head, is not. */
 function toLink(state, first) {
   const plain = ["text", "method", ...Object.keys(BOUNDS), "kind", "form"];
   const strings = (one) => ({
@@ -78,8 +79,9 @@ function toLink(state, first) {
     off: [...one.off].join(),
     matters: one.matters ? "1" : "",
   });
+  const isOfPage = (key) => ["text", "layer", "head"].includes(key);
   const [now, before] = [strings(state), strings(first)];
-  return Object.fromEntries(Object.entries(now).filter(([key, value]) => value !== before[key]));
+  return Object.fromEntries(Object.entries(now).filter(([key, value]) => isOfPage(key) || value !== before[key]));
 }
 
 /** Read the strings of a link; what makes no sense is as at first. names: of the parts; isToken(id). */

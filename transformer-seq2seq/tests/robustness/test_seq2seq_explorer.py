@@ -561,15 +561,48 @@ def test_every_experiment_sets_the_page_and_asks(opened, written):
         assert len(seen) == 5
 
 
-def test_a_moment_of_training_is_shown_and_left(opened, written, still, exact, tmp_path):
+def test_an_experiment_asks_the_page_s_prompt_of_the_whole_model(opened, replayed, exact, model_of_page):
+    """Whatever was typed, switched off or replayed before: here the second likeliest first word."""
+    model, tokenizer = model_of_page
+    second = exact.probabilities[0].topk(2).indices[1].item()
+    with opened(replayed) as page:
+
+        def expect_second():
+            page.get_by_text("Another first word").click()
+            expect(page.locator(".own bdi")).to_have_text(show(tokenizer, second))
+            assert page.locator("#text").input_value() == PROMPT
+            page.wait_for_timeout(400)
+            assert page.url.endswith(f"&put=%7E{second}")
+
+        page.locator("#replay input[type=range]").fill("0")
+        expect(page.locator("#moment")).to_be_visible()
+        expect_second()
+        expect(page.locator("#moment")).to_be_hidden()
+        page.locator("#text").fill(OTHER)
+        page.get_by_role("switch", name="cross-attention 1", exact=True).click()
+        with without(model.decoder[0].cross_attention):
+            switched = read(model, tokenizer, OTHER)
+        assert switched.probabilities[0].topk(2).indices[1] != second  # or this test proves nothing
+        expect_words(page, switched.words)
+        expect_second()
+        expect(page.locator("#changed")).to_be_hidden()
+
+
+@pytest.fixture(scope="module")
+def replayed(written, still, tmp_path_factory):
+    """The page with one moment of its training, at which the output began with "before"."""
     find = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.DOTALL)
     data, reading = (json.loads(find.search(file.read_text(encoding="utf-8"))[1]) for file in (written, still))
     moment = reading["reading"] | {"step": 7, "epoch": 1, "text": "an older text"}
     moment["output"] = ["before", *moment["output"][1:]]
     curve = [{"step": step, "train_loss": 3.0 / step, "held_out_loss": 4.0 / step} for step in (1, 7)]
-    file = tmp_path / "attention.html"
+    file = tmp_path_factory.mktemp("replayed") / "attention.html"
     file.write_text(explorer.render(data | {"curve": curve, "watched": [moment]}), encoding="utf-8")
-    with opened(file) as page:
+    return file
+
+
+def test_a_moment_of_training_is_shown_and_left(opened, replayed, exact):
+    with opened(replayed) as page:
         slider = page.locator("#replay input[type=range]")
         slider.fill("0")
         expect_words(page, ["before", *exact.words[1:]])
@@ -609,6 +642,21 @@ def test_a_link_restores_the_state(opened, written):
         expect(page.locator("#answers .verdict")).to_contain_text("Log-probability of")
         assert page.evaluate(look) == shown
         assert page.locator("#beam").input_value() == "3"
+
+
+def test_a_link_holds_what_a_page_was_made_for(opened, written, long):
+    """Opened in a page made for another prompt, it shows the same; so does that of an empty prompt."""
+    with opened(written, fragment="#layer=1") as page:
+        for text in (PROMPT, ""):
+            page.locator("#text").fill(OTHER)
+            page.locator("#text").fill(text)
+            page.wait_for_timeout(400)
+            fragment = "#" + page.url.partition("#")[2]
+            with opened(long, fragment="#text=word1") as other:
+                other.evaluate("(fragment) => (location.hash = fragment)", fragment)
+                expect(other.locator("#text")).to_have_value(text)
+                if text:
+                    expect(other.locator("#map-title")).to_have_text("Layer 1, mean of all heads")
 
 
 @pytest.mark.parametrize(
