@@ -61,15 +61,17 @@ function showTokens({ ids, shown, words }, hidden, place) {
 /** Show guesses: Map of a position -> { best, itself }. */
 function showGuesses({ ids, shown }, guesses) {
   const cards = [...guesses].sort((a, b) => a[0] - b[0]).map(([i, guess]) => {
-    const name = make("bdi", "", shown[i]);
     const isAsked = ids[i] === data.special.mask || state.hidden.has(i);
-    const hidden = guess.itself === null ? "" : ", hidden,";
-    const title = isAsked
-      ? ["For ", name, `${hidden} the model guesses`]
-      : ["If ", name, " were hidden, the model would guess"];
-    return { title, word: shown[i], ...guess };
+    return { title: titleOf(shown[i], isAsked, guess.itself), word: shown[i], ...guess };
   });
   view.sentence.showGuesses(cards);
+}
+
+/** Title the guesses for a word; itself: its probability, null for a [MASK] of the text. */
+function titleOf(word, isHidden, itself) {
+  const name = make("bdi", "", word);
+  if (!isHidden) return ["If ", name, " were hidden, the model would guess"];
+  return ["For ", name, `${itself === null ? "" : ", hidden,"} the model guesses`];
 }
 
 /** Let the parts that look at one place look at it, or say that none is chosen. */
@@ -84,26 +86,30 @@ function lookAt(place) {
 
 const LENS_NOTE = "What the model would answer if it ended after each layer: the five likeliest words.";
 
-/** Show what was computed beforehand: each word hidden alone, and the attention of the whole sentence. */
+/** Show what was computed beforehand: each word hidden alone, and the attention of the whole sentence. A moment of the
+ * training shows its [MASK]s first, and the word that the user has hidden behind them. */
 function showReading({ text, words, guesses, weights }) {
-  const hidden = [...state.hidden].find((i) => guesses[i]) ?? guesses.findIndex((guess) => guess?.itself === null);
+  const masks = guesses.flatMap((guess, i) => (guess?.itself === null ? [i] : []));
+  const chosen = [...state.hidden].filter((i) => guesses[i] && !masks.includes(i)).slice(0, 1);
+  const shown = state.moment ? [...masks, ...chosen] : chosen.length ? chosen : masks;
+  const isHidden = (i) => i === shown[0] || masks.includes(i);
   const tokens = words.map((word, i) => ({
     text: word,
     fixed: !guesses[i],
-    masked: guesses[i]?.itself === null,
-    hidden: i === hidden,
+    masked: masks.includes(i),
+    hidden: isHidden(i),
   }));
   if (!filler) $("sentence").textContent = text;
   view.sentence.showTokens(tokens, null);
   guesses.forEach((guess, i) => guess?.itself != null && view.sentence.showMeter(i, guess.itself));
-  if (guesses[hidden]) {
-    const isMasked = guesses[hidden].itself === null;
-    const title = ["For ", make("bdi", "", words[hidden]), `${isMasked ? "" : ", hidden,"} the model guesses`];
-    view.sentence.showGuesses([{ title, word: words[hidden], ...guesses[hidden] }]);
-  } else view.sentence.showGuesses([]);
+  view.sentence.showGuesses(shown.map((i) => {
+    return { title: titleOf(words[i], isHidden(i), guesses[i].itself), word: words[i], ...guesses[i] };
+  }));
   maps = AttentionMaps.ofThousandths(weights, { layers: LAYERS, heads: HEADS, from: words, to: words });
-  if (view.place === undefined) view.map.choose(hidden < 0 ? null : { side: "from", index: hidden });
-  view.place = hidden;
+  const place = shown[0] ?? null;
+  const isNew = place !== null && place !== view.place && (state.moment || view.place === undefined);
+  if (isNew) view.map.choose({ side: "from", index: place });
+  view.place = place;
   showAttention();
 }
 

@@ -84,4 +84,19 @@ class Filler {
     const { states } = await this.model.encode(asked, off, job);
     return this.logProbs(states.at(-1), position)[token];
   }
+
+  /** Find the place in a text at which the model, all its parts on, is least sure of its first guess, of the [MASK]s
+   * and the words that it guesses right; null if there is none. */
+  async findUnsure(text, job) {
+    const { ids, words } = this.encode(text);
+    const { mask, unk } = this.special;
+    let [place, least] = [null, Infinity];
+    for (const [i, token] of ids.entries()) {
+      if (!this.isWord(token) || token === unk) continue;
+      const { states } = await this.model.encode(token === mask ? ids : this.hideFrom(ids, words, i), ALL_ON, job);
+      const [{ probability, right }] = this.guess(states.at(-1), i, token).best;
+      if ((token === mask || right) && probability < least) [place, least] = [i, probability];
+    }
+    return place;
+  }
 }

@@ -12,46 +12,51 @@ function makeExperiments() {
   const { ids } = filler.encode(data.text);
   const seen = ids.flatMap((token, i) => (filler.isWord(token) && token !== data.special.mask ? [i] : []));
   const parts = [`encoder.${LAYERS}`, `encoder-ff.${LAYERS}`];
+  const mask = ids.indexOf(data.special.mask);
+  const asked = mask < 0 ? seen.at(-1) : mask; // where the text has no [MASK], its last word is asked for
+  const last = mask < 0 ? { place: asked } : {};
+  const more = seen.find((i) => i !== asked);
+  const nameOf = (i) => data.tokens[ids[i]] ?? "";
   return [
     {
       name: "Hide one more",
       ask:
-        "Hide and show the other words, one at a time. Which word does the first answer need, and which can it do " +
-        "without?",
-      state: { ...clear, hidden: new Set(seen.slice(0, 1)) },
+        (more === undefined
+          ? "Type a second word, and hide it. "
+          : `Now “${nameOf(more)}” is hidden as well. Show it again, and hide other words instead, one at a time. `) +
+        `Which word does the guess for “${nameOf(asked)}” need, and which can it do without?`,
+      state: () => ({ ...clear, hidden: new Set([more, asked].filter((i) => seen.includes(i))), place: asked }),
     },
     {
       name: "Another order",
       ask:
         "The same words backwards. Which words does the model find less likely now, and does it still find the " +
         "hidden one?",
-      state: { ...clear, text: data.text.trim().split(/\s+/).reverse().join(" ") },
+      state: () => ({ ...clear, text: data.text.trim().split(/\s+/).reverse().join(" ") }),
     },
     {
       name: "No positions",
       ask:
         "The model no longer knows the order of the words. What has the answer lost? Let two words change places " +
         "in the text: what changes?",
-      state: { ...clear, off: new Set(["positions"]), ...firstPlace(ids, seen) },
+      state: () => ({ ...clear, off: new Set(["positions"]), ...last }),
     },
     {
       name: "Which head matters?",
       ask:
-        "Below, every part was switched off once. Is the head that matters most the one with the sharpest " +
-        "attention? Switch it off: which words come instead?",
-      state: { ...clear, matters: true, ...firstPlace(ids, seen) },
+        "Chosen is the word that the model is least sure of, of those that it guesses right. Below, every part was " +
+        "switched off once. Which head does this word need most, and is it the one with the sharpest attention? " +
+        "Switch it off: which words come instead?",
+      state: async (job) => ({ ...clear, matters: true, place: (await filler.findUnsure(data.text, job)) ?? asked }),
     },
     {
       name: "One layer less",
       ask:
         "The last layer adds nothing now. Is the answer still there? Layer by layer, below, shows where it was found.",
-      state: { ...clear, off: new Set(parts), ...firstPlace(ids, seen) },
+      state: () => ({ ...clear, off: new Set(parts), ...last }),
     },
   ];
 }
-
-/** Where the text has no [MASK], its last word is looked at. */
-const firstPlace = (ids, seen) => (ids.includes(data.special.mask) ? {} : { place: seen.at(-1) });
 
 /** The parts of the model in their order, for the switches. */
 function makeChain() {
@@ -107,9 +112,13 @@ if (filler) {
     onStart: () => update({ matters: true }),
     onPick: pick,
   });
-  new TryThis($("try"), makeExperiments(), (change) => {
-    refresh(change);
+  const set = async (experiment, job) => {
+    refresh(await experiment(job));
     view.replay?.end();
+  };
+  new TryThis($("try"), makeExperiments(), (experiment) => {
+    view.replay?.pause();
+    jobs.run((job) => set(experiment, job));
   });
   $("text").addEventListener("input", () => {
     type($("text").value);

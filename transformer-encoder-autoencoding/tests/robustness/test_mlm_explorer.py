@@ -492,6 +492,18 @@ def test_the_link_holds_the_whole_state(opened, written):
         assert page.locator("#figure").get_attribute("data-form") == "table"
 
 
+def test_a_link_holds_the_text_too(opened, written, made):
+    """Opened in the page of another sentence, it shows the same; so does that of an empty one."""
+    with opened(written) as page, opened(made("the cat")) as other:
+        for text in (SENTENCE, ""):
+            write(page, "the dog")
+            write(page, text)
+            page.wait_for_timeout(400)
+            other.evaluate("(hash) => (location.hash = hash)", page.evaluate("location.hash"))
+            settle(other)
+            assert other.locator("#text").input_value() == text
+
+
 def test_a_wrong_link_does_no_harm(opened, written):
     link = {"text": "the cat", "hide": "0,99,x", "at": "-3", "off": "encoder.9.9,nothing", "layer": "77", "form": "x"}
     with opened(written, link=link) as page:
@@ -511,6 +523,24 @@ def test_each_experiment_sets_the_page_and_asks(opened, written, filler):
         assert page.locator(".part[aria-checked=false]").count() == 2  # the last one's
         click(page, "#try button", 1)
         assert page.locator("#text").input_value() == " ".join(reversed(SENTENCE.split()))
+
+
+def test_what_matters_is_asked_where_the_model_is_unsure(opened, made, filler):
+    """Of the [MASK]s and the words that it guesses right, at the one that it is least sure of."""
+    text = f"{MASK} king wears a {MASK} crown"
+    ids, sure = filler.tokenizer.encode(text).ids, {}
+    for i in range(1, len(ids) - 1):
+        best = log_probs(filler, text, hidden=[i], position=i).exp().max(dim=-1)
+        if ids[i] != filler.special.unk and ids[i] in (filler.special.mask, best.indices.item()):
+            sure[i] = best.values.item()
+    with opened(made(text)) as page:
+        page.locator(".part").nth(1).click()
+        page.get_by_text("Which head matters?").click()
+        settle(page)
+        place = page.locator(".meter[aria-pressed=true]").get_attribute("data-position")
+        assert int(place) == min(sure, key=sure.get)
+        assert "without it" in page.locator("#strongest").inner_text()
+        assert page.locator(".part[aria-checked=false]").count() == 0
 
 
 # ---- without the model, and as it was in training
@@ -554,6 +584,32 @@ def test_training_is_replayed(opened, made):
         write(page, "the dog")
         assert texts(page, "#from bdi") == ["[CLS]", "the", "dog", "[SEP]"]
         assert page.locator("#apart").get_attribute("inert") is None
+
+
+def test_a_moment_shows_its_own_masks_first(opened, made):
+    """Whatever else was hidden when it was chosen, or is while it is shown."""
+    text = f"the cat {MASK}"
+    reading = still(["[CLS]", "the", "cat", MASK, "[SEP]"], text=text)["reading"]
+    reading["guesses"] = [
+        None,
+        *({**reading["guesses"][i], "itself": None if i == 3 else 0.1} for i in (1, 2, 3)),
+        None,
+    ]
+    moments = {"watched": [{"step": 10, "epoch": 1, **reading}], "curve": []}
+    with opened(made(text, **moments)) as page:
+        click(page, ".chip", 1)
+        page.locator("#replay input[type=range]").focus()
+        page.keyboard.press("Home")
+        settle(page)
+        titles = [f"For {MASK} the model guesses", "If cat were hidden, the model would guess"]
+        assert texts(page, "#guesses h3") == titles
+        assert page.locator("#reading").inner_text().startswith(f"{MASK} attends to ")
+        click(page, ".chip", 0)
+        assert texts(page, "#guesses h3") == [titles[0], titles[1].replace("cat", "the")]
+        page.locator("#replay input[type=range]").focus()
+        page.keyboard.press("End")
+        settle(page)
+        assert texts(page, "#guesses h3")[-1] == titles[0]
 
 
 # ---- the keyboard, colours and widths
