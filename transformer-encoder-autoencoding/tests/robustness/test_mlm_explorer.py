@@ -7,11 +7,11 @@ import os
 import re
 import shutil
 from contextlib import contextmanager
-from urllib.parse import urlencode
+from urllib.parse import quote_plus, urlencode
 
 import pytest
 import torch
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from mlm import MaskFiller
 from mlm.common import page_data
@@ -498,7 +498,7 @@ def test_a_link_holds_the_text_too(opened, written, made):
         for text in (SENTENCE, ""):
             write(page, "the dog")
             write(page, text)
-            page.wait_for_timeout(400)
+            expect(page).to_have_url(re.compile(f"#text={re.escape(quote_plus(text))}(&|$)"))
             other.evaluate("(hash) => (location.hash = hash)", page.evaluate("location.hash"))
             settle(other)
             assert other.locator("#text").input_value() == text

@@ -7,6 +7,7 @@ import re
 from contextlib import contextmanager
 from itertools import pairwise
 from types import SimpleNamespace
+from urllib.parse import quote_plus
 
 import pytest
 import torch
@@ -571,8 +572,7 @@ def test_an_experiment_asks_the_page_s_prompt_of_the_whole_model(opened, replaye
             page.get_by_text("Another first word").click()
             expect(page.locator(".own bdi")).to_have_text(show(tokenizer, second))
             assert page.locator("#text").input_value() == PROMPT
-            page.wait_for_timeout(400)
-            assert page.url.endswith(f"&put=%7E{second}")
+            expect(page).to_have_url(re.compile(f"&put=%7E{second}$"))
 
         page.locator("#replay input[type=range]").fill("0")
         expect(page.locator("#moment")).to_be_visible()
@@ -650,7 +650,7 @@ def test_a_link_holds_what_a_page_was_made_for(opened, written, long):
         for text in (PROMPT, ""):
             page.locator("#text").fill(OTHER)
             page.locator("#text").fill(text)
-            page.wait_for_timeout(400)
+            expect(page).to_have_url(re.compile(f"#text={re.escape(quote_plus(text))}&"))
             fragment = "#" + page.url.partition("#")[2]
             with opened(long, fragment="#text=word1") as other:
                 other.evaluate("(fragment) => (location.hash = fragment)", fragment)
