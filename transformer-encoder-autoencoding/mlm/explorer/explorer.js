@@ -202,10 +202,10 @@ function save() {
 
 /** Read the state from what the link holds; what is wrong in it is left out. */
 function restore(values) {
-  if (values.text === undefined) return;
+  if (!Object.keys(values).length) return;
   const list = (value) => (value ? value.split(",") : []);
   const number = (value, most) => (Number(value) >= 1 && Number(value) <= most ? Math.trunc(Number(value)) : null);
-  state.text = filler ? values.text : data.text;
+  state.text = (filler && values.text) ?? data.text;
   const ids = filler ? (filler.encode(state.text).ids ?? []) : data.reading.words.map(() => -1);
   const isWord = (i) => ids[i] !== undefined && (!filler || filler.isWord(ids[i]));
   state.hidden = new Set(list(values.hide).map(Number).filter(isWord));

@@ -504,6 +504,12 @@ def test_a_link_holds_the_text_too(opened, written, made):
             assert other.locator("#text").input_value() == text
 
 
+def test_a_link_written_by_hand_needs_no_text(opened, written):
+    with opened(written, link={"off": "positions"}) as page:
+        assert page.locator("#text").input_value() == SENTENCE
+        assert page.locator(".part[aria-checked=false]").count() == 1
+
+
 def test_a_wrong_link_does_no_harm(opened, written):
     link = {"text": "the cat", "hide": "0,99,x", "at": "-3", "off": "encoder.9.9,nothing", "layer": "77", "form": "x"}
     with opened(written, link=link) as page:
