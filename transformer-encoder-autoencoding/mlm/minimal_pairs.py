@@ -55,8 +55,8 @@ def read_pairs(path: Path) -> MinimalPairs:
 
 def outcome(good: dict, bad: dict) -> str:
     """Compare the scores of two sentences, as score_each yields them, by the log-probability of their tokens, added
-    up (Salazar et al. 2020). Return PREFERRED if the good one's is higher, TIED if they are equal, UNKNOWN if only
-    one has a token that the model does not know, so that the sums have different terms, else "other"."""
+    up (Salazar et al. 2020). Return PREFERRED if the good one's is higher, TIED if they are equal, UNKNOWN if they
+    have different numbers of tokens that the model does not know, and so of terms, else "other"."""
     sums, terms = [], []
     for result in good, bad:
         surprisals = [token["surprisal"] for token in result["tokens"]]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from .errors import warn
+from .lines import chunks
 
 MAX_TEXTS = 10_000  # that are looked at
 WORD = re.compile(r"[\u3400-\u9fff]|[^\s\u3400-\u9fff]+")  # an ideograph, or what stands between spaces
@@ -24,8 +25,9 @@ class Coverage:
     def of(cls, texts: Iterable[str], tokenize: Callable[[list[str]], list[list[int]]], unk_id: int) -> "Coverage":
         """Count in the first MAX_TEXTS texts. tokenize: the function from texts to token ids."""
         texts = list(islice(texts, MAX_TEXTS))
-        n_words, ids = sum(len(WORD.findall(text)) for text in texts), tokenize(texts)
-        return cls(n_words, sum(map(len, ids)), sum(row.count(unk_id) for row in ids))
+        n_words = sum(len(WORD.findall(text)) for text in texts)
+        counts = [(len(row), row.count(unk_id)) for some in chunks(texts) for row in tokenize(some)]
+        return cls(n_words, sum(n for n, _ in counts), sum(unknown for _, unknown in counts))
 
     @property
     def unknown(self) -> float:

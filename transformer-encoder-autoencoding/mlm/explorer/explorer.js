@@ -116,8 +116,9 @@ function showReading({ text, words, guesses, weights }) {
 function showAttention() {
   const [layer, head] = [(state.layer ?? LAYERS + 1) - 1, (state.head ?? HEADS + 1) - 1];
   const names = [`encoder.${state.layer}`, `encoder.${state.layer}.${state.head}`];
-  view.heads.show(maps, { layer, head, kind: "encoder", off: state.off });
-  const off = names.some((name) => state.off.has(name));
+  const gone = state.moment ? ALL_ON : state.off; // at a moment of the training all parts were on
+  view.heads.show(maps, { layer, head, kind: "encoder", off: gone });
+  const off = names.some((name) => gone.has(name));
   view.map.show(maps, { layer, head, form: state.form, off, titles: TITLES });
 }
 
@@ -147,7 +148,7 @@ function showOff() {
 function look(change) {
   Object.assign(state, change);
   save();
-  showAttention();
+  if (maps) showAttention();
 }
 
 /** Type: what was hidden stays so, wherever its token is now. */
@@ -182,7 +183,8 @@ function hideOrShow(position) {
 function flip(name) {
   const off = new Set(name === null ? [] : state.off);
   if (name !== null && !off.delete(name)) off.add(name);
-  update({ off });
+  update({ off, moment: null });
+  view.replay?.end();
 }
 
 // ---- the link
@@ -209,7 +211,7 @@ function restore(values) {
   const ids = filler ? (filler.encode(state.text).ids ?? []) : data.reading.words.map(() => -1);
   const isWord = (i) => ids[i] !== undefined && (!filler || filler.isWord(ids[i]));
   state.hidden = new Set(list(values.hide).map(Number).filter(isWord));
-  state.place = isWord(values.at) && values.at !== "" ? Number(values.at) : null;
+  state.place = values.at && isWord(Number(values.at)) ? Number(values.at) : null;
   state.off = new Set(list(values.off).filter((name) => name === "positions" || partNames.includes(name)));
   state.layer = number(values.layer, LAYERS);
   state.head = number(values.head, HEADS);

@@ -49,12 +49,8 @@ class Filler {
 
   /** Return the log-probabilities (V) at one position of hidden states (S, D). */
   logProbs(states, position) {
-    const D = states.length / this.lengthOf(states);
+    const D = this.model.config.d_model;
     return logSoftmax(this.model.logits(states.subarray(position * D, (position + 1) * D)));
-  }
-
-  lengthOf(states) {
-    return states.length / this.model.config.d_model;
   }
 
   /** Return the likeliest tokens, as { id, token, probability }, of log-probabilities (V). */

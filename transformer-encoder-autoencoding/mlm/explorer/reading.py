@@ -89,7 +89,8 @@ def is_reading(value: dict, config: EncoderConfig) -> bool:
     words, guesses = value["words"], value["guesses"]
     found = [guess for guess in guesses if guess is not None]
     return (
-        are_texts([value["text"], *words])
+        are_texts([value["text"]])
+        and are_texts(words)
         and are_weights(value["weights"], config.n_layers, config.n_heads, len(words), len(words))
         and len(guesses) == len(words)
         and all(are_candidates(guess["best"]) for guess in found)

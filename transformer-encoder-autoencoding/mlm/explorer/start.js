@@ -37,22 +37,23 @@ function makeExperiments() {
     {
       name: "No positions",
       ask:
-        "The model no longer knows the order of the words. What has the answer lost? Let two words change places " +
-        "in the text: what changes?",
+        "The model no longer knows the order of the words. What has the answer lost? Swap two words in the text: " +
+        "what changes?",
       state: () => ({ ...clear, off: new Set(["positions"]), ...last }),
     },
     {
       name: "Which head matters?",
       ask:
-        "Chosen is the word that the model is least sure of, of those that it guesses right. Below, every part was " +
-        "switched off once. Which head does this word need most, and is it the one with the sharpest attention? " +
-        "Switch it off: which words come instead?",
+        "The page has chosen the word that the model is least sure of, among those that it guesses right. Below, " +
+        "each part has been switched off in turn. Which head does this word need most, and is that the head with the " +
+        "sharpest attention? Switch it off: which words come instead?",
       state: async (job) => ({ ...clear, matters: true, place: (await filler.findUnsure(data.text, job)) ?? asked }),
     },
     {
       name: "One layer less",
       ask:
-        "The last layer adds nothing now. Is the answer still there? Layer by layer, below, shows where it was found.",
+        "The last layer adds nothing now. Is the answer still there? “Layer by layer”, below, shows at which layer " +
+        "it is found.",
       state: () => ({ ...clear, off: new Set(parts), ...last }),
     },
   ];
@@ -92,7 +93,8 @@ function removeWhatIsNot() {
 removeWhatIsNot();
 const link = new Link((values) => {
   restore(values);
-  refresh();
+  refresh({ moment: null });
+  view.replay?.end();
 });
 const view = {
   sentence: new Sentence($("chips"), $("guesses"), {
@@ -156,5 +158,6 @@ if (data.watched.length) {
 restore(link.read());
 new Theme($("theme"), () => {
   if (maps) showAttention();
+  if (maps && filler && !state.moment) update({});
 });
 refresh();

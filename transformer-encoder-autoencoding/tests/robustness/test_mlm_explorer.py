@@ -558,10 +558,10 @@ def test_a_model_too_large_for_a_page_is_shown_with_one_sentence(
     monkeypatch.setattr(page_data, "MAX_PAGE_BYTES", 1000)
     flags = "--html", "--model", trained / "model", "--output", tmp_path, SENTENCE
     status, _, err = script("visualize_attention", *flags)
-    assert status == 0 and "so it shows this text alone" in err
+    assert status == 0 and "so it shows this text only" in err
     with opened(tmp_path / "attention.html") as page:
         assert page.locator("#sentence").inner_text() == SENTENCE
-        assert "so it shows this text alone" in page.locator("#why").inner_text()
+        assert "so it shows this text only" in page.locator("#why").inner_text()
         assert page.locator(".live, .switch, textarea, .meter").count() == 0
         page.locator("#from .word").nth(2).focus()
         shown = torch.tensor([float(figure) for figure in texts(page, "#to .figure")])
@@ -583,9 +583,11 @@ def test_training_is_replayed(opened, made):
     curve = [{"step": step, "train_loss": 3 - step / 10, "held_out_loss": 3.0} for step in (10, 20)]
     with opened(made("the cat", watched=watched, curve=curve)) as page:
         assert texts(page, "#from bdi") == ["[CLS]", "the", "cat", "[SEP]"]
+        click(page, ".cell .switch", 0)
         page.locator("#replay input[type=range]").focus()
         page.keyboard.press("Home")
         assert texts(page, "#from bdi") == ["[CLS]", "early", "[SEP]"]
+        assert page.locator(".cell [aria-checked=false]").count() == 0  # all parts were on then
         assert page.locator("#apart").get_attribute("inert") is not None
         write(page, "the dog")
         assert texts(page, "#from bdi") == ["[CLS]", "the", "dog", "[SEP]"]

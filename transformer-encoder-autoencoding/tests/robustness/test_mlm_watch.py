@@ -194,7 +194,7 @@ def test_a_model_too_large_for_a_page_is_shown_with_one_sentence(script, watched
     lines = [line for line in stderr.splitlines() if "unknown" not in line]
     assert status == 0 and len(lines) == 1
     assert re.search(
-        r"warning: the model takes 0\.\d MB, and a page has room for 0, so it shows this text alone$", lines[0]
+        r"warning: the model takes 0\.\d MB, and a page has room for 0, so it shows this text only$", lines[0]
     )
     data = data_of(tmp_path)
     assert data["model"] is data["tokenizer"] is None and data["why"] == f"{lines[0].split('warning: ')[1]}."

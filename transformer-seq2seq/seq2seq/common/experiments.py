@@ -239,9 +239,9 @@ def read_results(path: Path, jobs: list[Job], measures: Iterable[str]) -> tuple[
     try:
         results = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         wanted, needed = [vars(job) for job in jobs], {"stopped", "curve", *measures}
-        if any(needed - result.keys() for result in results):
-            raise KeyError
         asked = [{name: ({"flags": []} | result)[name] for name in wanted[0]} in wanted for result in results]
+        if any(needed - result.keys() for result in compress(results, asked)):
+            raise KeyError
         return list(compress(results, asked)), [r for r, mine in zip(results, asked, strict=True) if not mine]
     except (ValueError, TypeError, KeyError, AttributeError):
         raise InputError(f"{path}: is damaged; run without --resume") from None

@@ -10,6 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from torch import nn
 
+from .checkpoint import is_unfinished
 from .errors import InputError, warn
 from .progress import CURVE, MAX_WATCHED, WATCHED
 from .token_text import show_token
@@ -30,8 +31,8 @@ def pack_all(model: nn.Module, tokenizer: Tokenizer, encode_special: bool) -> di
     size = model_bytes(model.state_dict()) + len(content.encode())
     if size > MAX_PAGE_BYTES:
         raise InputError(
-            f"the model takes {size / 1e6:,.1f} MB, and a page has room for {MAX_PAGE_BYTES / 1e6:.0f}, so it shows "
-            "this text alone"
+            f"the model takes {size / 1e6:,.1f} MB, and a page has room for {MAX_PAGE_BYTES / 1e6:.0f}, so it "
+            "shows this text only"
         )
     ids = range(model.config.vocab_size)
     return {
@@ -44,11 +45,11 @@ def pack_all(model: nn.Module, tokenizer: Tokenizer, encode_special: bool) -> di
 def write_tokenizer(tokenizer: Tokenizer) -> str:
     """Return the tokenizer.json that runs in the page, or refuse the tokenizer."""
     if not isinstance(tokenizer, Tokenizer):
-        raise InputError("the page cannot carry a SentencePiece tokenizer, so it shows this text alone")
+        raise InputError("the page cannot carry a SentencePiece tokenizer, so it shows this text only")
     content = tokenizer.to_str()
     later = parts_of(json.loads(content), "pre_tokenizer")[1:]  # cut a character of which normalizers made several
     if any(part.get("prepend_scheme") == "first" for part in later):
-        raise InputError("the page cannot tell this tokenizer's first word, so it shows this text alone")
+        raise InputError("the page cannot tell this tokenizer's first word, so it shows this text only")
     return content
 
 
@@ -59,6 +60,8 @@ def read_training(folder: Path, is_reading: Callable[[dict], bool]) -> dict:
     left out with a warning.
     """
     found = {"curve": [], "watched": []}
+    if is_unfinished(folder / "checkpoint.pt", folder / "model" / "config.json"):
+        return found  # the records are of a run that has not made this model
     if (folder / WATCHED).is_file():
         try:
             found = {"curve": read_curve(folder / CURVE), "watched": read_records(folder / WATCHED, 2 * MAX_WATCHED)}

@@ -19,7 +19,7 @@ const EXPERIMENTS = [ // each with the page's own prompt and the model with all 
   },
   {
     name: "Without positions",
-    ask: "No word knows where it stands. What becomes of the output? Exchange two words of the prompt: does it notice?",
+    ask: "No word knows where it stands. What becomes of the output? Swap two words of the prompt: does it notice?",
     state: () => ({ off: new Set(["positions"]) }),
   },
   {
@@ -38,8 +38,8 @@ const EXPERIMENTS = [ // each with the page's own prompt and the model with all 
   {
     name: "Look ahead",
     ask:
-      "Without the causal mask each word sees those behind it while the output is scored (below, under “Take it " +
-      "apart”). Does it cheat? Why can a model that has never looked ahead not make use of it?",
+      "Without the causal mask each word also sees the words after it while the output is scored (below, under “Take " +
+      "it apart”). Does the model cheat? Why can a model that never looked ahead in training not use what it sees?",
     state: () => ({ off: new Set(["causal"]) }),
   },
 ];
@@ -114,10 +114,10 @@ function put(step, ...ids) {
 /** Put a word that the reader typed. */
 function putTyped(step, text) {
   const ids = live.idsOf(text);
-  const isKnown = ids.length && !ids.includes(data.special.unk);
+  const isKnown = ids.length && ids.every((id) => isToken(id) && id !== data.special.unk);
   if (!isKnown) return views.output.refuse("The model does not know this word.");
   const room = data.config.max_length - step + 1;
-  if (ids.length > room) return views.output.refuse(`There is room for ${room} tokens alone.`);
+  if (ids.length > room) return views.output.refuse(`There is room for only ${room} tokens.`);
   $("other").value = "";
   put(step, ...ids);
 }
@@ -236,6 +236,7 @@ function showMaps(step) {
 
 /** Choose the newest word in the map, or, where all is written, none. */
 function chooseNewest() {
+  if (!reading) return;
   const step = stepShown();
   const isOpen = reading.maps[state.kind].grows && step < reading.output.length;
   views.map.choose(isOpen ? { side: "from", index: step - 1 } : null);
@@ -281,5 +282,5 @@ function repaint() {
   views.grid.paint();
   views.map.draw();
   if (reading.found) showLens(stepShown());
-  if (known) views.matters.show(known);
+  if (known && moment === null) views.matters.show(known);
 }

@@ -8,7 +8,7 @@
 // off is a Set of what is switched off, of these names; layers and heads are counted from 1, and KIND is "encoder" or
 // "decoder" (self-attention) or "cross":
 //   "positions"                     the position encoding is 0
-//   "causal"                        a target position sees those behind it, too, unless there is a cache
+//   "causal"                        a target position also sees those after it, unless there is a cache
 //   "KIND.L"                        what the attention of layer L computes is 0: x = LayerNorm(x)
 //   "KIND.L.H"                      what head H of layer L computes is 0
 //   "encoder-ff.L", "decoder-ff.L"  what the feed-forward network of layer L computes is 0: x = LayerNorm(x)

@@ -95,6 +95,7 @@ class Output {
 
   /** Play from here, or from the beginning where all is written. */
   play() {
+    if (!this.words.length) return;
     if (this.step === this.words.length) this.onStep(1);
     $("play").textContent = "Pause";
     $("written").classList.add("playing");

@@ -117,10 +117,10 @@ def is_reading(value: dict, config: TransformerConfig) -> bool:
     source, output, target, weights = value["source"], value["output"], value["target"], value["weights"]
     encoder, decoder = (config.n_encoder_layers, config.n_heads), (config.n_decoder_layers, config.n_heads)
     return (
-        are_texts([value["text"], *source, *output, *target])
+        all(map(are_texts, ([value["text"]], source, output, target)))
         and len(output) == len(target) == len(value["next"]) > 0
         and are_weights(weights["cross"], *decoder, len(output), len(source))
         and are_weights(weights["decoder"], *decoder, len(output), len(output))
         and are_weights(weights["encoder"], *encoder, len(source), len(source))
-        and all(are_candidates(step) for step in value["next"])
+        and all(step and are_candidates(step) for step in value["next"])
     )

@@ -132,7 +132,7 @@ def test_the_commands_take_it_and_training_goes_on_from_it(directory, script, tm
     assert (status, err, len(list((tmp_path / "maps").iterdir()))) == (0, "", 3)
     flags = "--html", "--model", directory, "--output", tmp_path / "page", "The cook"
     status, _, err = script("visualize_attention", *flags)
-    assert status == 0 and "the page cannot carry a SentencePiece tokenizer, so it shows this text alone" in err
+    assert status == 0 and "the page cannot carry a SentencePiece tokenizer, so it shows this text only" in err
     assert [file.name for file in (tmp_path / "page").iterdir()] == ["attention.html"]
 
     pairs = write_pairs(tmp_path / "pairs.tsv", training)

@@ -122,8 +122,12 @@ class Theme {
     this.button = button;
     this.onChange = onChange;
     this.set(dark.matches);
-    dark.addEventListener("change", () => this.set(dark.matches));
-    button.addEventListener("click", () => this.set(document.documentElement.dataset.theme !== "dark"));
+    const follow = () => this.set(dark.matches);
+    dark.addEventListener("change", follow);
+    button.addEventListener("click", () => {
+      dark.removeEventListener("change", follow);
+      this.set(document.documentElement.dataset.theme !== "dark");
+    });
   }
 
   set(dark) {

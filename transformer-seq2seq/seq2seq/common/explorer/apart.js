@@ -114,8 +114,9 @@ const changeClass = (change) => (change < -0.005 ? "loss" : change > 0.005 ? "ga
 
 /** Say a change of a log-probability as a factor. */
 function times(change) {
+  const power = change / Math.LN10;
+  if (Math.abs(power) > 4) return `10${superscript(Math.round(power))} times`;
   const factor = Math.exp(change);
-  if (factor > 1e4 || factor < 1e-4) return `10${superscript(Math.round(Math.log10(factor)))} times`;
   return `${factor >= 100 ? Math.round(factor) : Number(factor.toPrecision(2))} times`;
 }
 
