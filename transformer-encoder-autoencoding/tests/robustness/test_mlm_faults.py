@@ -296,13 +296,13 @@ def test_a_reader_who_has_left_loses_no_file(flags, tmp_path, script, monkeypatc
 
 def test_a_progress_bar_that_nobody_reads_any_more_loses_no_step(flags, tmp_path, script):
     """As with `2>&1 | head -c 1`."""
-    longer = "--max-steps", str(5 * EVERY)  # so that it is noticed before the end
+    longer = "--max-steps", str(3 * EVERY)  # so that it is noticed before the end
     process = start([*flags(tmp_path / "out"), *longer], train_mlm.__file__)
     process.stderr.read(1)
     process.stderr.close()
     assert process.wait() == 1
     state = checkpoint.load(tmp_path / "out" / "checkpoint.pt")
-    assert 0 < state["progress"]["step"] < 5 * EVERY  # at an evaluation, which alone writes where there is no bar
+    assert 0 < state["progress"]["step"] < 3 * EVERY  # at an evaluation, which alone writes where there is no bar
     assert script("train_mlm", *flags(tmp_path / "out"), *longer, "--resume")[0] == 0
     assert script("train_mlm", *flags(tmp_path / "whole"), *longer)[0] == 0
     (weights, *figures), (expected, *whole) = outcome(tmp_path / "out"), outcome(tmp_path / "whole")

@@ -558,7 +558,7 @@ def there(process):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
-@pytest.mark.parametrize("kind", ["SIGINT", "SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("kind", ["SIGTERM", "SIGKILL"])
 def test_processes_end_with_their_parent(folder, tmp_path, kind):
     kind = getattr(signal, kind)
     file = tmp_path / "jobs.py"
