@@ -18,7 +18,7 @@ from masking import IGNORE
 from .cloze import EncodedCloze, encode_clozes, read_clozes
 from .common import checkpoint
 from .common.batching import BatchSampler
-from .common.coverage import Coverage
+from .common.coverage import MAX_TEXTS, Coverage
 from .common.errors import InputError, warn
 from .common.files import fingerprint
 from .common.lines import check_rereadable, chunks
@@ -80,12 +80,12 @@ def warn_of_left_out(n_kept: int, n_left_out: int, sentences: Iterable[str]) -> 
 
 def cover(held_out: Sequence[str], tokenizer: Tokenizer) -> Coverage:
     """Measure how the vocabulary covers held-out text; warn of unknown tokens, which no figure shows."""
-
-    def tokenize(sentences: list[str]) -> list[list[int]]:
-        with text_alone(tokenizer):
-            return [encoding.ids for encoding in tokenizer.encode_batch_fast(sentences, add_special_tokens=False)]
-
-    coverage = Coverage.of(held_out, tokenize, tokenizer.token_to_id(UNK))
+    texts, ids = held_out[:MAX_TEXTS], []
+    with text_alone(tokenizer):
+        for some in chunks(texts):
+            encodings = tokenizer.encode_batch_fast(some, add_special_tokens=False)
+            ids += [token for encoding in encodings for token in encoding.ids]
+    coverage = Coverage.of(texts, np.array(ids, dtype=np.int64), tokenizer.token_to_id(UNK))
     coverage.warn("held-out tokens", ", and left out of all figures")
     return coverage
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .common import checkpoint
 from .common.batching import BatchSampler
-from .common.coverage import Coverage
+from .common.coverage import MAX_TEXTS, Coverage
 from .common.errors import InputError, warn
 from .common.files import fingerprint
 from .common.lines import MAX_HELD_OUT, check_rereadable, chunks
@@ -25,7 +25,7 @@ from .config import TrainConfig
 from .loss import IGNORE
 from .marian_tokenizer import FILES, MarianTokenizer
 from .pairs import SPLITTING, Layout, Pair, PairFile, PairSource, draw_held_out_pairs, read_pairs, warn_of_skipped
-from .tokenizer import PAD, TOKENIZING, UNK, load_tokenizer, train_tokenizer
+from .tokenizer import EOS, PAD, TOKENIZING, UNK, load_tokenizer, train_tokenizer
 
 SIDES = "source", "target"
 Ids = tuple[np.ndarray, np.ndarray]  # ids of some sequences, one behind the other, and the length of each
@@ -127,17 +127,16 @@ def all_too_long(max_length: int) -> InputError:
     return InputError(f"no pair has at most {max_length} tokens on each side; allow more", "max_length")
 
 
-def cover(held_out: Sequence[Pair], tokenizer: Tokenizer | MarianTokenizer) -> tuple[Coverage, Coverage]:
-    """Measure how the vocabulary covers held-out sources and targets; warn where no output can be right."""
-    encode_targets = getattr(tokenizer, "encode_targets", tokenizer.encode_batch)
-    found = []
-    for side, encode in (("source", tokenizer.encode_batch), ("target", encode_targets)):
-        texts = (getattr(pair, side) for pair in held_out)
-        coverage = Coverage.of(
-            texts,
-            lambda some, encode=encode: [encoding.ids[:-1] for encoding in encode(some)],  # </s> is no part of a word
-            tokenizer.token_to_id(UNK),
-        )
+def cover(
+    held_out: Sequence[Pair], tokenizer: Tokenizer | MarianTokenizer, max_length: int
+) -> tuple[Coverage, Coverage]:
+    """Measure how the vocabulary covers held-out sources and targets that fit; warn where no output can be right."""
+    parts, found = list(tokenize(held_out[:MAX_TEXTS], tokenizer, max_length)), []
+    for side in SIDES:
+        ids, *_ = concatenate(getattr(part, side) for part in parts)
+        words = ids[ids != tokenizer.token_to_id(EOS)]  # the end is no part of a word
+        texts = (getattr(pair, side) for part in parts for pair in part.pairs)
+        coverage = Coverage.of(texts, words, tokenizer.token_to_id(UNK))
         coverage.warn(f"held-out {side} tokens")
         found.append(coverage)
     return found[0], found[1]
@@ -233,7 +232,7 @@ def prepare_data(
         pairs,
         train,
         held_out,
-        cover(short_enough(pairs.held_out, tokenizer, config.max_length), tokenizer),
+        cover(pairs.held_out, tokenizer, config.max_length),
         key,
     )
 

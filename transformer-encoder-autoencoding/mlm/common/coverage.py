@@ -1,14 +1,14 @@
 """How well a vocabulary covers a text: how many tokens a word is cut into, and how many it does not know."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
+
+import numpy as np
 
 from .errors import warn
-from .lines import chunks
 
-MAX_TEXTS = 10_000  # that are looked at
+MAX_TEXTS = 10_000  # to look at
 WORD = re.compile(r"[\u3400-\u9fff]|[^\s\u3400-\u9fff]+")  # an ideograph, or what stands between spaces
 FEW, MAX_UNKNOWN = 10, 0.05  # unknown tokens, and a share of all, without a warning
 
@@ -22,12 +22,9 @@ class Coverage:
     n_unknown: int
 
     @classmethod
-    def of(cls, texts: Iterable[str], tokenize: Callable[[list[str]], list[list[int]]], unk_id: int) -> "Coverage":
-        """Count in the first MAX_TEXTS texts. tokenize: the function from texts to token ids."""
-        texts = list(islice(texts, MAX_TEXTS))
-        n_words = sum(len(WORD.findall(text)) for text in texts)
-        counts = [(len(row), row.count(unk_id)) for some in chunks(texts) for row in tokenize(some)]
-        return cls(n_words, sum(n for n, _ in counts), sum(unknown for _, unknown in counts))
+    def of(cls, texts: Iterable[str], ids: np.ndarray, unk_id: int) -> "Coverage":
+        """Count in texts and in the ids of all their tokens, one text behind the other."""
+        return cls(sum(len(WORD.findall(text)) for text in texts), len(ids), int(np.count_nonzero(ids == unk_id)))
 
     @property
     def unknown(self) -> float:

@@ -3,15 +3,13 @@ model, whatever is typed, hidden or switched off; it runs without a network and 
 stands in a sentence stays text."""
 
 import math
-import os
 import re
-import shutil
 from contextlib import contextmanager
 from urllib.parse import quote_plus, urlencode
 
 import pytest
 import torch
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from mlm import MaskFiller
 from mlm.common import page_data
@@ -20,8 +18,6 @@ from mlm.explorer import page as explorer
 from mlm.tokenizer import MASK
 
 SENTENCE = f"the cat {MASK} the small zebra"
-FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-FLAGS += " --disable-component-update --disable-sync"
 HOSTILE = [
     "<script>window.hit=1</script>",
     "</script>",
@@ -36,22 +32,6 @@ HOSTILE = [
     "\u202eright to left",
     "a" * 300,
 ]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Chromium, started once."""
-    names = "chromium", "chromium-browser", "google-chrome"
-    path = next(filter(None, map(shutil.which, names)), None)
-    if path is None:
-        reason = "no Chromium here: install the package chromium, or Google Chrome, to test the page"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS.split())
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")
