@@ -5,7 +5,7 @@
 
 In the order of the data's way through them:
 
-    config.py            the settings of a training run, and their flags
+    config.py            the settings of training and of generation, and their flags
     pairs.py             files of pairs: columns, the stream of pairs, and those held out
     tokenizer.py         words or subwords, and the special tokens
     dataset.py           pairs as token ids, in batches: prepare_data
@@ -15,6 +15,7 @@ In the order of the data's way through them:
     marian.py            the model directory: load and save
     marian_tokenizer.py  the SentencePiece models of directories that others have published
     generation.py        many prompts: checked, encoded, and decoded in batches side by side
+    engines.py           what decodes: PyTorch or CTranslate2
     translator.py        Translator: the same from text to text, for scripts and for Python
     explorer/            the page that visualize_attention.py --html writes
     contestants.py       what benchmark.py compares

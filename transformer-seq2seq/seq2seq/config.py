@@ -1,12 +1,13 @@
-"""TrainConfig: what a run of train.py can be told. Its flags are made from the fields."""
+"""What train.py and inference.py can be told: their flags are made from the fields of these two classes."""
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
 
-from transformer import TransformerConfig
+from transformer import Transformer, TransformerConfig
 
+from . import marian
 from .common.command_line import check_fields, flag, float_in, int_in
 from .common.errors import InputError
 from .common.fast_cpu import best_precision
@@ -158,4 +159,51 @@ class TrainConfig:
             batch_tokens=self.batch_tokens or (LARGE_BATCH if large else SMALL_BATCH),
             learning_rate=self.learning_rate or (INIT_LEARNING_RATE if self.init else LEARNING_RATE),
             precision=self.precision or best_precision(device),
+        )
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """The settings of generation: flags of inference.py, keyword arguments of Translator."""
+
+    beam: int | None = flag(
+        None, "the beam width; 1 is greedy decoding (default: the model's, 1 if it has none)", type=int_in(1, 1000)
+    )
+    length_penalty: float | None = flag(
+        None,
+        "the A in log p / length^A, by which outputs are ranked (default: the model's, 1 if it has none)",
+        type=float_in(-10, 10),
+        metavar="A",
+    )
+    n_best: int = flag(1, "the number of outputs for each prompt", type=int_in(1, 1000))
+    sample: bool = flag(False, "draw the tokens at random instead")
+    temperature: float = flag(
+        1.0, "the divisor of the logits: above 1 flatter, below 1 sharper", type=float_in(1e-3, 1e3)
+    )
+    top_k: int = flag(0, "the number of likeliest tokens to draw from; 0 is all of them", type=int_in(0))
+    top_p: float = flag(1.0, "the probability of the likeliest tokens to draw from", type=float_in(1e-6, 1))
+    seed: int = flag(0, "the seed of the sampling", type=int_in(0))
+    max_length: int | None = flag(
+        None, "the most tokens in an output, </s> included (default: the model's)", type=int_in(1, 100_000)
+    )
+    batch_size: int = flag(64, "the number of prompts decoded together", type=int_in(1, 100_000))
+
+    def __post_init__(self):
+        check_fields(self)
+        if self.beam and self.n_best > self.beam and not self.sample:
+            raise InputError(f"n_best {self.n_best} needs a beam of {self.n_best} or more, or sampling", "n_best")
+        if self.sample and (self.beam or 1) > 1:
+            raise InputError("sampling and beam search exclude each other", "sample")
+        if not self.sample and (self.temperature, self.top_k, self.top_p) != (1.0, 0, 1.0):
+            raise InputError("temperature, top_k and top_p need sampling", "sample")
+
+    def resolve(self, model: Transformer) -> "GenerationConfig":
+        """Return the configuration with a model's defaults, those of its generation_config.json, for what is None."""
+        defaults, positions = marian.generation_of(model), model.config.max_length
+        beam = 1 if self.sample else defaults.get("num_beams", 1)
+        return replace(
+            self,
+            beam=beam if self.beam is None else self.beam,
+            length_penalty=defaults.get("length_penalty", 1.0) if self.length_penalty is None else self.length_penalty,
+            max_length=self.max_length or min(positions, defaults.get("max_length", positions + 1) - 1),
         )

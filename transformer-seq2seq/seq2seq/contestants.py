@@ -16,13 +16,12 @@ from tokenizers import Tokenizer
 
 from transformer import Transformer
 
-from . import marian
+from . import engines, marian
 from .common.benchmarking import MatrixProducts
 from .common.distributed import DistributedContext
 from .common.fast_cpu import best_precision
-from .config import TrainConfig
+from .config import GenerationConfig, TrainConfig
 from .dataset import Data
-from .generation import generate_all
 from .loss import IGNORE
 
 # ---------------------------------------------------------------------------------------------- training
@@ -185,12 +184,14 @@ TASKS = [
 ]
 
 
-def ours(model: Transformer, max_length: int) -> Engine:
-    """Return this project's decoder."""
+def ours(engine: engines.Engine, max_length: int) -> Engine:
+    """Return this project's generation by one of its engines."""
 
     def answer(prompts: list[list[int]], batch_size: int, beam: int) -> Answers:
-        found = generate_all(model, prompts, max_length, batch_size, beam)
-        return [(hypotheses[0].ids, hypotheses[0].score) for hypotheses in found]
+        decode = engine.decoder(GenerationConfig(beam, 1.0, max_length=max_length, batch_size=batch_size))
+        at_once = 1 if batch_size == 1 else len(prompts)  # else CTranslate2 would take several at a time
+        parts = [prompts[start : start + at_once] for start in range(0, len(prompts), at_once)]
+        return [(best.ids, best.score) for part in parts for best, *_ in decode(part)]
 
     return answer
 
@@ -285,14 +286,19 @@ def generation_engines(
 ) -> dict[str, Engine]:
     """Return the engines by name, ready to decode with the model of a directory."""
     max_length, threads = model.config.max_length - 1, torch.get_num_threads()
-    engines = {"ours": ours(model, max_length)}
+    field = {
+        "ours": ours(engines.PyTorchEngine(model), max_length),
+        "ours, ctranslate2": ours(
+            engines.CTranslate2Engine(model, "cuda" if device.type == "cuda" else "cpu"), max_length
+        ),
+    }
     for n in dict.fromkeys([threads, 1]):
-        engines[f"Hugging Face, {thread_count(n)}"] = hugging_face(directory, device, max_length, n)
+        field[f"Hugging Face, {thread_count(n)}"] = hugging_face(directory, device, max_length, n)
     ways = [("float32", 1, threads), ("float32", threads, 1), ("int8", threads, 1)]
     for compute_type, at_once, n in dict.fromkeys(ways):
         name = f"CTranslate2, {compute_type}, {thread_count(n)}" + f" x {at_once}" * (at_once > 1)
-        engines[name] = ctranslate2(directory, device, max_length, tokenizer, compute_type, at_once, n)
-    return engines
+        field[name] = ctranslate2(directory, device, max_length, tokenizer, compute_type, at_once, n)
+    return field
 
 
 def thread_count(n: int) -> str:

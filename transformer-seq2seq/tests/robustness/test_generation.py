@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from decoding import generate, top_candidates
 from seq2seq import Translator, generation
 from seq2seq.common.errors import InputError
+from seq2seq.config import GenerationConfig
 from seq2seq.generation import blockwise_topk, fast_top_candidates, generate_all, side_by_side
-from seq2seq.translator import GenerationConfig
 from transformer import Transformer, TransformerConfig
 
 EOS = 0

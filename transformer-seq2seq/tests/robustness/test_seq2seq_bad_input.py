@@ -22,8 +22,7 @@ from seq2seq_strangers import MODELS, Trap, key_twice, little_memory, tensors
 from seq2seq import marian
 from seq2seq.common.command_line import Range, flag_name
 from seq2seq.common.files import atomic_write
-from seq2seq.config import TrainConfig
-from seq2seq.translator import GenerationConfig
+from seq2seq.config import GenerationConfig, TrainConfig
 
 GOOD = b"a b\tb a\nc d\td c\ne f\tf e\n"
 FILES = {  # what the folder of the cases holds

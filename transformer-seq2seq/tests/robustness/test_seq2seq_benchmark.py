@@ -91,8 +91,8 @@ def test_generation_is_compared_on_the_same_prompts(script, load_script, trained
     assert [line.split()[0] for line in lines if line and "tokens/s  " in line] == ["one", "batch", "beam"]
     same = [line for line in lines if line.startswith("Hugging Face")]
     assert ["2 of 2" in same[0], "4 of 4" in same[1], "4 of 4" in same[2]] == [True] * 3
-    exact = [line for line in lines if line.startswith("CTranslate2, float32")]
-    assert "2 of 2" in exact[0] and "4 of 4" in exact[1]
+    exact = [line for line in lines if line.startswith(("ours, ctranslate2", "CTranslate2, float32"))]
+    assert ["2 of 2" in exact[0], "2 of 2" in exact[1], "4 of 4" in exact[2], "4 of 4" in exact[3]] == [True] * 4
 
 
 def test_agreement_counts_the_same_and_compares_their_scores():

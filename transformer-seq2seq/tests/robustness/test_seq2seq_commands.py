@@ -17,8 +17,9 @@ from inference import output_to
 from seq2seq import marian
 from seq2seq.common.command_line import flag_name
 from seq2seq.common.plots import entropy, select_map
+from seq2seq.config import GenerationConfig
 from seq2seq.tokenizer import UNK
-from seq2seq.translator import GenerationConfig, Session
+from seq2seq.translator import Session
 
 PICTURES = {"attention_heatmap.png", "decoder_self_attention.png", "attention_heads.png"}
 
@@ -272,7 +273,7 @@ def test_a_prompt_is_drawn_as_it_stands(script, trained, tmp_path, prompt):
 FLAGS = {
     "inference": [
         *(flag_name(name) for name in GenerationConfig.__dataclass_fields__),
-        *("--model", "--input", "--output", "--references", "--bleu-tokenize", "--json"),
+        *("--model", "--input", "--output", "--references", "--bleu-tokenize", "--json", "--engine", "--engine-precision"),
     ],
     "visualize_attention": ["--model", "--output", "--layer", "--head", "--html"],
 }

@@ -12,9 +12,9 @@ from seq2seq_strangers import little_memory
 
 from seq2seq import Translator, marian
 from seq2seq.common.errors import InputError
+from seq2seq.config import GenerationConfig
 from seq2seq.pairs import read_pairs
 from seq2seq.tokenizer import to_text
-from seq2seq.translator import GenerationConfig
 
 SIZES = {"d_model": 4, "n_encoder_layers": 1, "n_decoder_layers": 1, "d_ff": 4}
 SEARCH = GenerationConfig(max_length=3, batch_size=2, beam=2)

@@ -1,0 +1,210 @@
+"""What decodes: PyTorch, by decoding.py, or CTranslate2, a library that does nothing else and is faster.
+
+An engine holds a model. Its method `decoder` takes the settings of generation and returns the function that decodes
+with them: prompts, token ids that each end in </s> -> for each prompt its hypotheses, best first.
+"""
+
+import itertools
+import math
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from decoding import Hypothesis, Sampler
+from transformer import MultiHeadAttention, Transformer
+
+from .common.errors import InputError
+from .config import GenerationConfig
+from .generation import generate_all, require_outputs
+
+Decode = Callable[[list[list[int]]], list[list[Hypothesis]]]
+ENGINES = "pytorch", "ctranslate2"
+PRECISIONS = "float32", "int8", "bfloat16"  # CTranslate2's, of matrix products
+
+
+class Engine(Protocol):
+    """A model that decodes."""
+
+    def decoder(self, config: GenerationConfig) -> Decode:
+        """Return the function that decodes with these settings."""
+
+
+def by_probability(hypotheses: Iterable[Hypothesis]) -> list[Hypothesis]:
+    """Rank what was drawn for a prompt."""
+    return sorted(hypotheses, key=lambda hypothesis: -hypothesis.log_probability)
+
+
+class PyTorchEngine:
+    """decoding.py, on the device where the model is."""
+
+    def __init__(self, model: Transformer):
+        self.model = model
+
+    def decoder(self, config: GenerationConfig) -> Decode:
+        """Return the function that decodes with these settings. When it samples, every output has random numbers of its
+        own, which the seed and the number of outputs before it decide."""
+        size, length, n_best, places = config.batch_size, config.max_length, config.n_best, itertools.count()
+
+        def search(sources: list[list[int]]) -> list[list[Hypothesis]]:
+            return require_outputs(generate_all(self.model, sources, length, size, config.beam, config.length_penalty))
+
+        def sample(sources: list[list[int]]) -> list[list[Hypothesis]]:
+            repeated = [source for source in sources for _ in range(n_best)]
+            seeds = [np.random.SeedSequence((config.seed, next(places))).generate_state(1).item() for _ in repeated]
+
+            def make_sampler(rows: list[int]) -> Sampler:
+                generators = [torch.Generator().manual_seed(seeds[row]) for row in rows]
+                return Sampler(generators, config.temperature, config.top_k, config.top_p)
+
+            try:
+                found = generate_all(self.model, repeated, length, size, make_pick=make_sampler)
+            except RuntimeError as error:
+                if "probability tensor" not in str(error):  # which contains NaN
+                    raise
+                found = [[]]
+            drawn = [hypotheses[0] for hypotheses in require_outputs(found)]
+            return [by_probability(drawn[i : i + n_best]) for i in range(0, len(drawn), n_best)]
+
+        return sample if config.sample else search
+
+
+class CTranslate2Engine:
+    """CTranslate2 (github.com/OpenNMT/CTranslate2) with the weights of our model: a batch for each core at once.
+
+    It finds what decoding.py finds, up to rounding, with one exception: its beam search ends as soon as there are as
+    many finished hypotheses as beams, whether or not a better one may follow.
+    """
+
+    def __init__(self, model: Transformer, device: str = "auto", precision: str = "float32"):
+        """device: "auto", "cpu" or "cuda". precision: one of PRECISIONS."""
+        try:
+            import ctranslate2
+        except ImportError as error:
+            raise InputError(f"CTranslate2 cannot be loaded ({error}); pip install ctranslate2", "engine") from None
+        self.library, gpus = ctranslate2, ctranslate2.get_cuda_device_count()
+        if device not in ("auto", "cpu") and not (device == "cuda" and gpus):
+            raise InputError(f"device {device}: this machine has none that CTranslate2 can use; take cpu", "device")
+        self.device = "cuda" if gpus and device != "cpu" else "cpu"
+        there = ctranslate2.get_supported_compute_types(self.device)
+        if precision not in there:
+            choices = ", ".join(one for one in PRECISIONS if one in there)
+            raise InputError(f"this processor has no {precision}; take one of {choices}", "engine_precision")
+        self.precision = precision
+        self.cores = torch.get_num_threads() if self.device == "cpu" else 1
+        self.files = model_files(ctranslate2.specs, model)
+        self.eos_id, self.vocab_size = model.config.eos_id, model.config.vocab_size - 1  # without <pad>
+        self.translator = self.start(self.cores, 1)
+
+    def start(self, batches_at_once: int, threads: int) -> Any:
+        """Return a ctranslate2.Translator, which takes some batches at once and has threads for each."""
+        return self.library.Translator(
+            "model",  # a name, no directory: the files are given
+            files=self.files,
+            device=self.device,
+            compute_type=self.precision,
+            inter_threads=batches_at_once,
+            intra_threads=threads,
+        )
+
+    def decoder(self, config: GenerationConfig) -> Decode:
+        """Return the function that decodes with these settings. When it samples, all prompts share their random
+        numbers: the seed decides the outputs of the first call, the second, and so on, if the prompts are the same."""
+        length_penalty = config.length_penalty if config.beam > 1 else 0.0  # the score is then log p itself
+        options = {"num_hypotheses": config.beam if config.n_best > 1 else 1, "length_penalty": length_penalty}
+        translator = self.translator
+        if config.sample:
+            self.library.set_random_seed(config.seed)  # of threads that start from now on
+            translator = self.start(1, self.cores)  # two batches at once would draw in an order of their own
+            options |= {
+                "num_hypotheses": config.n_best,
+                "sampling_temperature": config.temperature,
+                "sampling_topk": config.top_k if config.top_k < self.vocab_size else 0,  # 0: all
+                "sampling_topp": config.top_p,
+            }
+
+        def decode(sources: list[list[int]]) -> list[list[Hypothesis]]:
+            results = translator.translate_batch(
+                [[str(token) for token in source] for source in sources],
+                max_batch_size=config.batch_size,
+                beam_size=config.beam,
+                max_input_length=0,  # any
+                max_decoding_length=config.max_length,
+                min_decoding_length=0,
+                return_end_token=True,
+                return_scores=True,
+                **options,
+            )
+            found = [
+                [self.hypothesis(*one, length_penalty) for one in zip(result.hypotheses, result.scores, strict=True)]
+                for result in results
+            ]
+            if any(math.isnan(one.score) for hypotheses in found for one in hypotheses):
+                found = [[]]
+            return [by_probability(one) for one in require_outputs(found)] if config.sample else require_outputs(found)
+
+        return decode
+
+    def hypothesis(self, tokens: list[str], score: float, length_penalty: float) -> Hypothesis:
+        """Return a hypothesis of CTranslate2's as one of ours."""
+        ids = [int(token) for token in tokens]
+        finished = ids[-1] == self.eos_id
+        return Hypothesis(ids[:-1] if finished else ids, score * len(ids) ** length_penalty, score, finished)
+
+
+def model_files(specs: Any, model: Transformer) -> dict[str, bytes]:
+    """Return the files of a CTranslate2 model, by name. specs: the module ctranslate2.specs.
+
+    Its tokens are our ids, in decimal, without <pad>: the decoder starts from zeros instead.
+    """
+    config = model.config
+    rows = [row for row in range(config.vocab_size) if row != config.pad_id]
+    activation = {"relu": specs.Activation.RELU, "swish": specs.Activation.SWISH}[config.activation]
+    layers = config.n_encoder_layers, config.n_decoder_layers
+    spec = specs.TransformerSpec.from_config(layers, config.n_heads, pre_norm=False, activation=activation)
+
+    def numbers(tensor: Tensor) -> np.ndarray:
+        return tensor.detach().float().cpu().numpy()
+
+    def set_linear(linear: Any, *modules: nn.Linear) -> None:
+        linear.weight = np.concatenate([numbers(module.weight) for module in modules])
+        linear.bias = np.concatenate([numbers(module.bias) for module in modules])
+
+    def set_norm(norm: Any, module: nn.LayerNorm) -> None:
+        norm.gamma, norm.beta = numbers(module.weight), numbers(module.bias)
+
+    def set_attention(attention: Any, module: MultiHeadAttention, norm: nn.LayerNorm) -> None:
+        first, *others, last = attention.linear
+        projections = [[module.query, module.key_value]] if not others else [[module.query], [module.key_value]]
+        for linear, modules in zip([first, *others], projections, strict=True):
+            set_linear(linear, *modules)
+        set_linear(last, module.output)
+        set_norm(attention.layer_norm, norm)
+
+    embeddings, positions = numbers(model.embeddings.token.weight)[rows], numbers(model.embeddings.positions)
+    for part in (spec.encoder, spec.decoder):
+        part.scale_embeddings, part.position_encodings.encodings = True, positions
+    spec.encoder.embeddings[0].weight = spec.decoder.embeddings.weight = embeddings
+    spec.decoder.projection.weight, spec.decoder.projection.bias = embeddings, numbers(model.output_bias)[rows]
+    spec.decoder.start_from_zero_embedding = True
+    for theirs, ours in zip([*spec.encoder.layer, *spec.decoder.layer], [*model.encoder, *model.decoder], strict=True):
+        set_attention(theirs.self_attention, ours.self_attention, ours.self_attention_norm)
+        if hasattr(ours, "cross_attention"):
+            set_attention(theirs.attention, ours.cross_attention, ours.cross_attention_norm)
+        set_linear(theirs.ffn.linear_0, ours.feed_forward.inner)
+        set_linear(theirs.ffn.linear_1, ours.feed_forward.outer)
+        set_norm(theirs.ffn.layer_norm, ours.feed_forward_norm)
+
+    spec.register_source_vocabulary([str(row) for row in rows])
+    spec.register_target_vocabulary([str(row) for row in rows])
+    spec.config.eos_token = spec.config.decoder_start_token = str(config.eos_id)
+    spec.config.bos_token = spec.config.unk_token = str(config.eos_id)  # neither is used
+    spec.validate()
+    spec.optimize()
+    with tempfile.TemporaryDirectory() as folder:
+        spec.save(folder)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
