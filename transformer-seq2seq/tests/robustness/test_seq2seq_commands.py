@@ -273,7 +273,16 @@ def test_a_prompt_is_drawn_as_it_stands(script, trained, tmp_path, prompt):
 FLAGS = {
     "inference": [
         *(flag_name(name) for name in GenerationConfig.__dataclass_fields__),
-        *("--model", "--input", "--output", "--references", "--bleu-tokenize", "--json", "--engine", "--engine-precision"),
+        *(
+            "--model",
+            "--input",
+            "--output",
+            "--references",
+            "--bleu-tokenize",
+            "--json",
+            "--engine",
+            "--engine-precision",
+        ),
     ],
     "visualize_attention": ["--model", "--output", "--layer", "--head", "--html"],
 }
