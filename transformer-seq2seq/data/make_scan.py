@@ -19,7 +19,7 @@ Writes SPLIT.train.tsv and SPLIT.test.tsv    source (the command), target (the a
 import random
 from itertools import product
 
-from splits import Pair, output_folder, write_split
+from splits import Pair, make_parser, output_folder, write_split
 
 ACTIONS = {"walk": ["I_WALK"], "look": ["I_LOOK"], "run": ["I_RUN"], "jump": ["I_JUMP"], "turn": []}
 TURNS = {"left": ["I_TURN_LEFT"], "right": ["I_TURN_RIGHT"]}
@@ -63,7 +63,7 @@ def splits(pairs: list[Pair]) -> dict[str, tuple[list[Pair], list[Pair]]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    folder = output_folder(__doc__, argv)
+    folder = output_folder(make_parser(__doc__).parse_args(argv))
     for name, (train, test) in splits(all_pairs()).items():
         write_split(folder, name, train, test)
 

@@ -18,7 +18,7 @@ from calendar import month_name
 from datetime import date, timedelta
 from itertools import product
 
-from splits import Pair, output_folder, write_split
+from splits import Pair, make_parser, output_folder, write_split
 
 N_TRAIN, N_TEST = 20_000, 1_000
 FIRST, LAST = date(1900, 1, 1), date(2099, 12, 31)
@@ -69,7 +69,7 @@ TASKS = {"reversal": reversal, "dates": dates, "addition": addition, "addition-r
 
 
 def main(argv: list[str] | None = None) -> None:
-    folder = output_folder(__doc__, argv)
+    folder = output_folder(make_parser(__doc__).parse_args(argv))
     for name, draw in TASKS.items():
         pairs = draw()
         write_split(folder, name, pairs[:N_TRAIN], pairs[N_TRAIN:])

@@ -1,4 +1,4 @@
-"""What the scripts that make public tasks share: their one flag, and the files of a split."""
+"""What the scripts that make public tasks share: their flag --output, and the files of a split."""
 
 import argparse
 import sys
@@ -8,11 +8,16 @@ from pathlib import Path
 Pair = tuple[str, str]  # source, target
 
 
-def output_folder(description: str | None, argv: Sequence[str] | None = None) -> Path:
-    """Parse the flag --output and make the folder; if that fails, one line on stderr says why."""
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the flag --output."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to write to")
-    folder = parser.parse_args(argv).output
+    return parser
+
+
+def output_folder(args: argparse.Namespace) -> Path:
+    """Make the folder that --output names; if that fails, one line on stderr says why."""
+    folder = args.output
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

