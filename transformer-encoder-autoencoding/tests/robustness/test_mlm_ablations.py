@@ -411,7 +411,7 @@ def test_a_text_of_ones_own_has_its_own_measures(command, ablations, own, tmp_pa
     assert " ".join(own) in text.splitlines()[0]
     assert "- **pre-norm** puts in: LayerNorm before" in text
     assert (tmp_path / "out" / "ablations.png").exists()
-    result = ablations.experiment(Job("default", 0, 2, "cpu", own), lambda: None)
+    result = ablations.experiment(Job("default", 0, 2, "cpu", own, rows[0]["files"]), lambda: None)
     assert result == rows[0]
     trainer = ablations.prepare(Job("default", 0, 2, "cpu", own), tmp_path / "tokens")
     assert trainer.config.learning_rate == 0.001

@@ -24,21 +24,22 @@ from tqdm import tqdm
 
 from .command_line import Interrupt, Parser, add_flags, flag_name, int_in, pick_device
 from .errors import InputError
-from .files import make_output_folder, write_text
+from .files import fingerprint, make_output_folder, write_text
 
 DEFAULT = "default"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run: an ablation, by name, a seed, and the flags of the training script that name a text and sizes of
-    one's own."""
+    """One run: an ablation, by name, a seed, the flags of the training script that name a text and sizes of one's own,
+    and the SHA-256 of the files among them, which tells a text that has changed from what it was."""
 
     name: str
     seed: int
     epochs: int
     device: str
     flags: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
 
 
 Work = Callable[[Job, Callable[[], None]], dict]  # (job, to be called after each of its epochs) -> its result
@@ -111,10 +112,12 @@ class Study:
             add_flags(parser, self.config, omit={one.name for one in fields(self.config)} - {*self.own_flags})
         parser.add_device(default="cpu")  # a process for each thread would crowd a GPU
         args = parser.parse_args(argv)
-        args.flags = []
+        args.flags, args.files = [], []
         for one in fields(self.config) if self.config else ():
             if one.name in self.own_flags and (value := getattr(args, one.name)) != one.default:
-                args.flags += map(str, [flag_name(one.name), *(value if isinstance(value, list) else [value])])
+                values = value if isinstance(value, list) else [value]
+                args.flags += map(str, [flag_name(one.name), *values])
+                args.files += [path for path in values if isinstance(path, Path) and path.is_file()]
         for name in args.names:
             if name not in self.ablations:
                 parser.error(f"no ablation is called {name!r}; there are {', '.join(self.ablations)}")
@@ -134,7 +137,8 @@ class Study:
         device = pick_device(args.device).type
         usual = [name for name, entry in self.ablations.items() if not entry.is_exchange]
         names = list(dict.fromkeys([DEFAULT, *(args.names or usual)]))
-        jobs = [Job(name, seed, args.epochs, device, args.flags) for seed in range(args.seeds) for name in names]
+        text = args.flags, [fingerprint(path)["sha256"] for path in args.files]
+        jobs = [Job(name, seed, args.epochs, device, *text) for seed in range(args.seeds) for name in names]
         make_output_folder(args.output)
         path = args.output / "ablations.jsonl"
         results, others = read_results(path, jobs, self.measures) if args.resume else ([], [])
@@ -239,7 +243,8 @@ def read_results(path: Path, jobs: list[Job], measures: Iterable[str]) -> tuple[
     try:
         results = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         wanted, needed = [vars(job) for job in jobs], {"stopped", "curve", *measures}
-        asked = [{name: ({"flags": []} | result)[name] for name in wanted[0]} in wanted for result in results]
+        older = {"flags": [], "files": []}  # what rows of the bundled text may lack
+        asked = [{name: (older | result)[name] for name in wanted[0]} in wanted for result in results]
         if any(needed - result.keys() for result in compress(results, asked)):
             raise KeyError
         return list(compress(results, asked)), [r for r, mine in zip(results, asked, strict=True) if not mine]

@@ -451,6 +451,28 @@ def test_a_resumed_run_keeps_what_it_was_not_asked_for(script, ablations, tmp_pa
     assert found == [("default", 0, 1), ("default", 1, 1), ("no-scale", 0, 1), ("no-scale", 5, 9)]
 
 
+def test_a_text_that_has_changed_is_another(script, ablations, tmp_path, monkeypatch, training, write_pairs):
+    """Its runs are done again, and those of the text before stay in the file."""
+    asked = []
+
+    def work(_, jobs, *__):
+        asked.append([job.name for job in jobs])
+        curve = [{"epoch": 1, **dict.fromkeys(("train_loss", "combinations"), 0.5)}]
+        results = dict.fromkeys(ablations.study.own.measures, 0.5) | {"stopped": None, "curve": curve}
+        return [{**vars(job), **results} for job in jobs]
+
+    monkeypatch.setattr(experiments, "run_in_processes", work)
+    pairs, both = tmp_path / "pairs.tsv", ["default", "pre-norm"]
+    flags = ["pre-norm", "--pairs", pairs, "--seeds", "1", "--output", tmp_path / "out"]
+    for text, more, done in ((training, [], both), (training, ["--resume"], []), (training[1:], ["--resume"], both)):
+        write_pairs(pairs, text)
+        assert script("ablations", *flags, *more)[0] == 0
+        assert asked.pop() == done
+    rows = [json.loads(line) for line in (tmp_path / "out" / "ablations.jsonl").read_text().splitlines()]
+    assert sorted(row["name"] for row in rows) == sorted(both * 2)
+    assert len({tuple(row["files"]) for row in rows}) == 2
+
+
 def test_the_list_names_all_with_their_predictions(script, ablations):
     status, out, err = script("ablations", "--list")
     assert (status, err) == (0, "")
