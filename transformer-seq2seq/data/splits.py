@@ -11,6 +11,7 @@ Pair = tuple[str, str]  # source, target
 def make_parser(description: str | None) -> argparse.ArgumentParser:
     """Return a parser with the flag --output."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = lambda message: stop(f"{message} (--help lists the flags)")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to write to")
     return parser
 

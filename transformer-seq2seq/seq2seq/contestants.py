@@ -16,12 +16,13 @@ from tokenizers import Tokenizer
 
 from transformer import Transformer
 
-from . import engines, marian
+from . import marian
 from .common.benchmarking import MatrixProducts
 from .common.distributed import DistributedContext
 from .common.fast_cpu import best_precision
 from .config import GenerationConfig, TrainConfig
 from .dataset import Data
+from .engines import CTranslate2Engine, Engine, PyTorchEngine
 from .loss import IGNORE
 
 # ---------------------------------------------------------------------------------------------- training
@@ -164,7 +165,7 @@ def training_contestants(
 # -------------------------------------------------------------------------------------------- generation
 
 Answers = list[tuple[list[int], float]]  # for each prompt the generated ids, without </s>, and the score
-Engine = Callable[[list[list[int]], int, int], Answers]  # ids of the prompts, prompts a batch, beam width
+Answerer = Callable[[list[list[int]], int, int], Answers]  # ids of the prompts, prompts a batch, beam width
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ TASKS = [
 ]
 
 
-def ours(engine: engines.Engine, max_length: int) -> Engine:
+def ours(engine: Engine, max_length: int) -> Answerer:
     """Return this project's generation by one of its engines."""
 
     def answer(prompts: list[list[int]], batch_size: int, beam: int) -> Answers:
@@ -196,7 +197,7 @@ def ours(engine: engines.Engine, max_length: int) -> Engine:
     return answer
 
 
-def hugging_face(directory: Path, device: torch.device, max_length: int, threads: int) -> Engine:
+def hugging_face(directory: Path, device: torch.device, max_length: int, threads: int) -> Answerer:
     """Return transformers' generate on some threads; prompts of like length go into a batch together, as in
     ours."""
     from transformers import AutoModelForSeq2SeqLM
@@ -246,7 +247,7 @@ def ctranslate2(
     compute_type: str,
     at_once: int,
     threads: int,
-) -> Engine:
+) -> Answerer:
     """Return CTranslate2, which groups prompts of like length by itself, with a number of batches at once and of
     threads for each."""
     import ctranslate2
@@ -283,22 +284,20 @@ def ctranslate2(
 
 def generation_engines(
     directory: Path, model: Transformer, tokenizer: Tokenizer, device: torch.device
-) -> dict[str, Engine]:
+) -> dict[str, Answerer]:
     """Return the engines by name, ready to decode with the model of a directory."""
     max_length, threads = model.config.max_length - 1, torch.get_num_threads()
-    field = {
-        "ours": ours(engines.PyTorchEngine(model), max_length),
-        "ours, ctranslate2": ours(
-            engines.CTranslate2Engine(model, "cuda" if device.type == "cuda" else "cpu"), max_length
-        ),
+    engines = {
+        "ours": ours(PyTorchEngine(model), max_length),
+        "ours, ctranslate2": ours(CTranslate2Engine(model, "cuda" if device.type == "cuda" else "cpu"), max_length),
     }
     for n in dict.fromkeys([threads, 1]):
-        field[f"Hugging Face, {thread_count(n)}"] = hugging_face(directory, device, max_length, n)
+        engines[f"Hugging Face, {thread_count(n)}"] = hugging_face(directory, device, max_length, n)
     ways = [("float32", 1, threads), ("float32", threads, 1), ("int8", threads, 1)]
     for compute_type, at_once, n in dict.fromkeys(ways):
         name = f"CTranslate2, {compute_type}, {thread_count(n)}" + f" x {at_once}" * (at_once > 1)
-        field[name] = ctranslate2(directory, device, max_length, tokenizer, compute_type, at_once, n)
-    return field
+        engines[name] = ctranslate2(directory, device, max_length, tokenizer, compute_type, at_once, n)
+    return engines
 
 
 def thread_count(n: int) -> str:

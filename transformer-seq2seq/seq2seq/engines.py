@@ -1,13 +1,13 @@
-"""What decodes: PyTorch, by decoding.py, or CTranslate2, a library that does nothing else and is faster.
+"""What decodes: decoding.py, in PyTorch, or CTranslate2, a faster library made for decoding.
 
 An engine holds a model. Its method `decoder` takes the settings of generation and returns the function that decodes
 with them: prompts, token ids that each end in </s> -> for each prompt its hypotheses, best first.
 """
 
 import itertools
-import math
 import tempfile
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from transformer import MultiHeadAttention, Transformer
 
 from .common.errors import InputError
 from .config import GenerationConfig
-from .generation import generate_all, require_outputs
+from .generation import batches_by_length, generate_all, require_outputs
 
 Decode = Callable[[list[list[int]]], list[list[Hypothesis]]]
 ENGINES = "pytorch", "ctranslate2"
@@ -35,7 +35,7 @@ class Engine(Protocol):
 
 
 def by_probability(hypotheses: Iterable[Hypothesis]) -> list[Hypothesis]:
-    """Rank what was drawn for a prompt."""
+    """Sort the hypotheses of a prompt, the likeliest first."""
     return sorted(hypotheses, key=lambda hypothesis: -hypothesis.log_probability)
 
 
@@ -98,10 +98,14 @@ class CTranslate2Engine:
         self.cores = torch.get_num_threads() if self.device == "cpu" else 1
         self.files = model_files(ctranslate2.specs, model)
         self.eos_id, self.vocab_size = model.config.eos_id, model.config.vocab_size - 1  # without <pad>
-        self.translator = self.start(self.cores, 1)
+
+    @cached_property
+    def searcher(self) -> Any:
+        """The ctranslate2.Translator of every search: a batch for each core at once."""
+        return self.start(self.cores, 1)
 
     def start(self, batches_at_once: int, threads: int) -> Any:
-        """Return a ctranslate2.Translator, which takes some batches at once and has threads for each."""
+        """Return a ctranslate2.Translator that decodes so many batches at once, each with so many threads."""
         return self.library.Translator(
             "model",  # a name, no directory: the files are given
             files=self.files,
@@ -112,42 +116,53 @@ class CTranslate2Engine:
         )
 
     def decoder(self, config: GenerationConfig) -> Decode:
-        """Return the function that decodes with these settings. When it samples, all prompts share their random
-        numbers: the seed decides the outputs of the first call, the second, and so on, if the prompts are the same."""
-        length_penalty = config.length_penalty if config.beam > 1 else 0.0  # the score is then log p itself
-        options = {"num_hypotheses": config.beam if config.n_best > 1 else 1, "length_penalty": length_penalty}
-        translator = self.translator
+        """Return the function that decodes with these settings. When it samples, all prompts draw from one stream of
+        random numbers: an output depends on the seed, on the prompts before it, and on the batches."""
+        size, options = config.batch_size, {"num_hypotheses": config.beam if config.n_best > 1 else 1}
         if config.sample:
-            self.library.set_random_seed(config.seed)  # of threads that start from now on
             translator = self.start(1, self.cores)  # two batches at once would draw in an order of their own
-            options |= {
+            size = max(1, size // config.n_best)  # of prompts: each has n_best rows
+            options = {
                 "num_hypotheses": config.n_best,
                 "sampling_temperature": config.temperature,
                 "sampling_topk": config.top_k if config.top_k < self.vocab_size else 0,  # 0: all
                 "sampling_topp": config.top_p,
             }
+        else:
+            translator = self.searcher
+        options |= {
+            "max_batch_size": size,
+            "beam_size": config.beam,
+            "length_penalty": config.length_penalty,
+            "max_input_length": 0,  # any
+            "max_decoding_length": config.max_length,
+            "min_decoding_length": 0,
+            "return_end_token": True,
+            "return_scores": True,
+        }
 
         def decode(sources: list[list[int]]) -> list[list[Hypothesis]]:
-            results = translator.translate_batch(
-                [[str(token) for token in source] for source in sources],
-                max_batch_size=config.batch_size,
-                beam_size=config.beam,
-                max_input_length=0,  # any
-                max_decoding_length=config.max_length,
-                min_decoding_length=0,
-                return_end_token=True,
-                return_scores=True,
-                **options,
-            )
-            found = [
-                [self.hypothesis(*one, length_penalty) for one in zip(result.hypotheses, result.scores, strict=True)]
-                for result in results
-            ]
-            if any(math.isnan(one.score) for hypotheses in found for one in hypotheses):
-                found = [[]]
-            return [by_probability(one) for one in require_outputs(found)] if config.sample else require_outputs(found)
+            if config.sample:
+                self.library.set_random_seed(config.seed)  # read by a thread when it first draws
+            found: list[list[Hypothesis]] = [[] for _ in sources]
+            for rows in batches_by_length(sources, self.cores * size):  # between which Ctrl-C is heard
+                prompts = [[str(token) for token in sources[row]] for row in rows]
+                for row, result in zip(rows, self.translate(translator, prompts, options), strict=True):
+                    pairs = zip(result.hypotheses, result.scores, strict=True)
+                    found[row] = [self.hypothesis(*pair, config.length_penalty) for pair in pairs if pair[1] == pair[1]]
+            found = require_outputs(found)  # NaN is none
+            return [by_probability(hypotheses) for hypotheses in found] if config.sample else found
 
         return decode
+
+    def translate(self, translator: Any, prompts: list[list[str]], options: dict[str, Any]) -> Any:
+        """Return translator.translate_batch(prompts, **options); memory aside, its errors are those of a device."""
+        try:
+            return translator.translate_batch(prompts, **options)
+        except RuntimeError as error:
+            if "memory" in str(error):
+                raise
+            raise InputError(f"CTranslate2 fails on device {self.device}: {error}; take cpu", "device") from None
 
     def hypothesis(self, tokens: list[str], score: float, length_penalty: float) -> Hypothesis:
         """Return a hypothesis of CTranslate2's as one of ours."""

@@ -132,6 +132,12 @@ def fast_top_candidates(log_probs: Tensor, sums: Tensor, sentence: list[int]) ->
     return top_candidates(log_probs, sums, sentence, fast_topk)
 
 
+def batches_by_length(sources: list[list[int]], size: int) -> list[list[int]]:
+    """Group sources of like length, the longest first -> the places of `size` of them, or fewer, in each group."""
+    order = sorted(range(len(sources)), key=lambda i: len(sources[i]), reverse=True)
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
 def generate_all(
     model: Transformer,
     sources: list[list[int]],
@@ -145,8 +151,7 @@ def generate_all(
     length together, batch_size at a time -> the hypotheses for each, in the order of the sources. make_pick: makes a
     batch's pick from the places of its sources in the list."""
     pad_id, device = model.config.pad_id, model.output_bias.device
-    order = sorted(range(len(sources)), key=lambda i: len(sources[i]), reverse=True)
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    batches = batches_by_length(sources, batch_size)
 
     def decode(rows: list[int]) -> list[list[Hypothesis]]:
         source = pad_sequence([torch.tensor(sources[i]) for i in rows], batch_first=True, padding_value=pad_id)

@@ -129,8 +129,8 @@ class Translator:
     def load(
         cls, directory: Path | str, device: str = "auto", engine: str = "pytorch", engine_precision: str | None = None
     ) -> "Translator":
-        """Load a model directory, one of train.py or any MarianMT's. The arguments are what inference.py has as flags
-        of the same names."""
+        """Load a model directory, one of train.py or any MarianMT's. device, engine and engine_precision: as the flags
+        of inference.py."""
         if engine not in ENGINES:
             raise InputError(f"engine is {engine!r}; take one of {', '.join(ENGINES)}", "engine")
         if engine == "pytorch":

@@ -32,7 +32,7 @@ DEFAULT = "default"
 @dataclass(frozen=True)
 class Job:
     """One run: an ablation, by name, a seed, the flags of the training script that name a text and sizes of one's own,
-    and the SHA-256 of the files among them, which tells a text that has changed from what it was."""
+    and the SHA-256 of the files among them, so that a changed text is another job."""
 
     name: str
     seed: int

@@ -74,12 +74,13 @@ def test_greedy_outputs_are_those_of_200_random_models():
     for seed in range(200):
         model = random_model(seed)
         prompts = random_prompts(model, 5, seed)
-        settings = {"max_length": LONGEST - seed % 3, "batch_size": 1 + seed % 4}
+        settings = {"max_length": LONGEST - seed % 3, "batch_size": 1 + seed % 4, "length_penalty": seed % 5 / 2 - 1}
         ours = decode(PyTorchEngine(model), prompts, model, **settings)
         theirs = decode(CTranslate2Engine(model, "cpu"), prompts, model, **settings)
         for (mine,), (other,) in zip(ours, theirs, strict=True):
             assert (mine.ids, mine.finished) == (other.ids, other.finished), seed
             assert other.log_probability == pytest.approx(mine.log_probability, abs=1e-4)
+            assert other.score == pytest.approx(mine.score, abs=1e-4)
             lengths["cut" if not mine.finished else "empty" if not mine.ids else "words"] += 1
     assert min(lengths[kind] for kind in ("cut", "empty", "words")) >= 30
 
@@ -128,7 +129,7 @@ def test_what_is_drawn_follows_the_same_distribution():
         probs /= probs.sum()
         settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "n_best": 1000}
         found = decode(engine, [prompt] * (n // 1000), model, sample=True, max_length=1, **settings)
-        first = Counter(next(iter([*one.ids, EOS])) for hypotheses in found for one in hypotheses)
+        first = Counter([*one.ids, EOS][0] for hypotheses in found for one in hypotheses)
         shares = torch.tensor([first[token] / n for token in tokens.tolist()])
         assert (shares - probs).abs().sum() / 2 < 0.03
         assert not shares[probs == 0].any()
@@ -148,8 +149,32 @@ def test_draws_have_the_log_probabilities_of_the_model_and_the_seed_decides_them
         assert hypotheses == sorted(hypotheses, key=lambda one: -one.log_probability)
 
 
+def test_sessions_with_different_seeds_do_not_disturb_each_other():
+    """Whichever is made first, or draws first; and a session goes on where it was."""
+    model = random_model(3)
+    engine, prompts = CTranslate2Engine(model, "cpu"), random_prompts(model, 6)
+    one, two, again = (
+        engine.decoder(GenerationConfig(sample=True, n_best=3, seed=seed).resolve(model)) for seed in (1, 2, 1)
+    )
+    first, second = one(prompts), one(prompts)
+    assert first != two(prompts) != second != first
+    assert [again(prompts), again(prompts)] == [first, second]
+
+
+def test_later_words_are_drawn_like_the_first():
+    """The mean log-probability of whole outputs is that of PyTorch's, up to 4 standard errors."""
+    model = random_model(1)
+    prompts, settings = random_prompts(model, 1, seed=4) * 4, {"sample": True, "n_best": 1000, "top_k": 20}
+    samples = []
+    for engine in (PyTorchEngine(model), CTranslate2Engine(model, "cpu")):
+        found = decode(engine, prompts, model, **settings)
+        samples.append(torch.tensor([one.log_probability for hypotheses in found for one in hypotheses]))
+    error = math.sqrt(sum(float(sample.var()) / len(sample) for sample in samples))
+    assert abs(samples[0].mean() - samples[1].mean()) < 4 * error
+
+
 def test_whole_numbers_of_8_bits_are_near(trained, training):
-    """int8 rounds, so that log-probabilities differ, and the outputs of a model that is sure hardly."""
+    """int8 rounds: log-probabilities change a little, the outputs of a confident model do not."""
     sources = [source for source, *_ in training]
     whole = Translator.load(trained / "model", "cpu", "ctranslate2")
     rounded = Translator.load(trained / "model", "cpu", "ctranslate2", "int8")
@@ -206,6 +231,20 @@ def test_damaged_weights_are_named():
     for settings in ({}, {"beam": 3}, {"sample": True}):
         with pytest.raises(InputError, match="outputs NaN"):
             decode(CTranslate2Engine(model, "cpu"), prompts, model, **settings)
+
+
+def test_a_device_that_fails_is_named(monkeypatch):
+    """As a GPU does whose libraries are missing."""
+    model = random_model(0)
+    engine = CTranslate2Engine(model, "cpu")
+
+    class Broken:
+        def translate_batch(self, *_, **__):
+            raise RuntimeError("Library libcublas.so.12 is not found or cannot be loaded")
+
+    monkeypatch.setattr(engine, "searcher", Broken())
+    with pytest.raises(InputError, match=r"fails on device cpu: Library libcublas.so.12 is not found .*; take cpu"):
+        decode(engine, random_prompts(model, 1), model)
 
 
 def test_more_beams_than_words():

