@@ -1,4 +1,4 @@
-"""PyTorch's own layers with the weights of ours, to compare with."""
+"""What to compare with: PyTorch's own layers with the weights of ours, and the probabilities of given outputs."""
 
 import torch
 import torch.nn.functional as F
@@ -36,3 +36,12 @@ def reference_stack(layers, config, kind, norm_first=False):
             getattr(theirs, f"norm{i}").load_state_dict(norm.state_dict())
         stack.append(theirs.train())  # without dropout the same as evaluation, and no fused fast path
     return stack
+
+
+@torch.no_grad()
+def token_log_probs(model, prompt, sequences):
+    """The log-probabilities (N, T) of sequences of one length under teacher forcing."""
+    sequences, pad_id = torch.tensor(sequences), model.config.pad_id
+    target = torch.cat([torch.full((len(sequences), 1), pad_id), sequences[:, :-1]], dim=1)
+    log_probs = model(torch.tensor([prompt]).expand(len(sequences), -1), target).log_softmax(dim=-1)
+    return log_probs.gather(-1, sequences[..., None])[..., 0]

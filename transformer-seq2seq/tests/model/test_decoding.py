@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from seq2seq_reference import token_log_probs
 from transformers import AutoModelForSeq2SeqLM
 
 from decoding import Sampler, generate
@@ -30,15 +31,6 @@ def prompts(vocab_size, n, seed=0, longest=5):
 def padded(rows, pad_id):
     longest = max(map(len, rows))
     return torch.tensor([row + [pad_id] * (longest - len(row)) for row in rows])
-
-
-@torch.no_grad()
-def token_log_probs(model, prompt, sequences):
-    """The log-probabilities (N, T) of sequences of one length under teacher forcing."""
-    sequences, pad_id = torch.tensor(sequences), model.config.pad_id
-    target = torch.cat([torch.full((len(sequences), 1), pad_id), sequences[:, :-1]], dim=1)
-    log_probs = model(torch.tensor([prompt]).expand(len(sequences), -1), target).log_softmax(dim=-1)
-    return log_probs.gather(-1, sequences[..., None])[..., 0]
 
 
 def every_output(model, prompt, max_length, length_penalty):

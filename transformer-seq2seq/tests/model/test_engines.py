@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
+from seq2seq_reference import token_log_probs
 
 from decoding import generate
 from seq2seq import InputError, Translator
@@ -59,13 +60,10 @@ def decode(engine, prompts, model, **settings):
     return engine.decoder(GenerationConfig(**settings).resolve(model))(prompts)
 
 
-@torch.no_grad()
 def log_probability(model, prompt, hypothesis):
     """The sum of a hypothesis's log-probabilities under teacher forcing."""
     ids = [*hypothesis.ids, EOS] if hypothesis.finished else hypothesis.ids
-    target = torch.tensor([[model.config.pad_id, *ids[:-1]]])
-    log_probs = model(torch.tensor([prompt]), target).log_softmax(dim=-1)[0]
-    return float(log_probs[range(len(ids)), ids].sum())
+    return float(token_log_probs(model, prompt, [ids]).sum())
 
 
 def test_greedy_outputs_are_those_of_200_random_models():
