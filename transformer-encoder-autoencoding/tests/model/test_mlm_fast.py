@@ -44,6 +44,19 @@ def test_dropout_rests_and_repeats_as_pytorchs_does():
     assert torch.equal(byte_dropout(x, 0.5), first) and not torch.equal(first, second)
 
 
+@pytest.mark.parametrize("precision, tolerance", [("fp32", 0), ("bf16", 0.02)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_product_and_its_gradients_are_pytorchs_with_a_bias_and_without(precision, tolerance, bias):
+    torch.manual_seed(0)
+    layer, x = torch.nn.Linear(16, 24, bias=bias), torch.randn(3, 7, 16, requires_grad=True)
+    usual = layer(x)
+    with fast_training(CPU, precision):
+        fast = layer(x).float()
+    gradients = [torch.autograd.grad(out.square().sum(), [x, *layer.parameters()]) for out in (usual, fast)]
+    for ours, theirs in zip((fast, *gradients[1]), (usual, *gradients[0]), strict=True):
+        assert ours.dtype == theirs.dtype and (ours - theirs).norm() <= tolerance * theirs.norm()
+
+
 @pytest.fixture
 def model():
     torch.manual_seed(0)

@@ -77,9 +77,11 @@ class PaddedLinear(torch.autograd.Function):
         return tuple(part.to(kind) for part, kind in zip(gradients, ctx.types, strict=True))
 
 
-def padded_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def padded_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute F.linear; in bfloat16 by PaddedLinear."""
-    return (PaddedLinear.apply if torch.is_autocast_enabled("cpu") else F.linear)(x, weight, bias)
+    if not torch.is_autocast_enabled("cpu"):
+        return F.linear(x, weight, bias)
+    return PaddedLinear.apply(x, weight, weight.new_zeros(len(weight)) if bias is None else bias)
 
 
 def fp32_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
