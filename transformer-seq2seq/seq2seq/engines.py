@@ -20,7 +20,7 @@ from transformer import MultiHeadAttention, Transformer
 
 from .common.errors import InputError
 from .config import GenerationConfig
-from .generation import batches_by_length, generate_all, require_outputs
+from .generation import decode_all, generate_all, require_outputs
 
 Decode = Callable[[list[list[int]]], list[list[Hypothesis]]]
 ENGINES = "pytorch", "ctranslate2"
@@ -120,7 +120,7 @@ class CTranslate2Engine:
         random numbers: an output depends on the seed, on the prompts before it, and on the batches."""
         size, options = config.batch_size, {"num_hypotheses": config.beam if config.n_best > 1 else 1}
         if config.sample:
-            translator = self.start(1, self.cores)  # two batches at once would draw in an order of their own
+            at_once, translator = 1, self.start(1, self.cores)  # two would draw in an order of their own
             size = max(1, size // config.n_best)  # of prompts: each has n_best rows
             options = {
                 "num_hypotheses": config.n_best,
@@ -129,9 +129,8 @@ class CTranslate2Engine:
                 "sampling_topp": config.top_p,
             }
         else:
-            translator = self.searcher
+            at_once, translator = self.cores, self.searcher
         options |= {
-            "max_batch_size": size,
             "beam_size": config.beam,
             "length_penalty": config.length_penalty,
             "max_input_length": 0,  # any
@@ -142,15 +141,13 @@ class CTranslate2Engine:
         }
 
         def decode(sources: list[list[int]]) -> list[list[Hypothesis]]:
+            def decode_batch(rows: list[int]) -> list[list[Hypothesis]]:
+                prompts = [[str(token) for token in sources[row]] for row in rows]
+                return [self.hypotheses(one, options) for one in self.translate(translator, prompts, options)]
+
             if config.sample:
                 self.library.set_random_seed(config.seed)  # read by a thread when it first draws
-            found: list[list[Hypothesis]] = [[] for _ in sources]
-            for rows in batches_by_length(sources, self.cores * size):  # between which Ctrl-C is heard
-                prompts = [[str(token) for token in sources[row]] for row in rows]
-                for row, result in zip(rows, self.translate(translator, prompts, options), strict=True):
-                    pairs = zip(result.hypotheses, result.scores, strict=True)
-                    found[row] = [self.hypothesis(*pair, config.length_penalty) for pair in pairs if pair[1] == pair[1]]
-            found = require_outputs(found)  # NaN is none
+            found = require_outputs(decode_all(decode_batch, sources, size, at_once))
             return [by_probability(hypotheses) for hypotheses in found] if config.sample else found
 
         return decode
@@ -164,11 +161,15 @@ class CTranslate2Engine:
                 raise
             raise InputError(f"CTranslate2 fails on device {self.device}: {error}; take cpu", "device") from None
 
-    def hypothesis(self, tokens: list[str], score: float, length_penalty: float) -> Hypothesis:
-        """Return a hypothesis of CTranslate2's as one of ours."""
-        ids = [int(token) for token in tokens]
-        finished = ids[-1] == self.eos_id
-        return Hypothesis(ids[:-1] if finished else ids, score * len(ids) ** length_penalty, score, finished)
+    def hypotheses(self, result: Any, options: dict[str, Any]) -> list[Hypothesis]:
+        """Return the hypotheses of a ctranslate2.TranslationResult as ours, without those of NaN."""
+        found = []
+        for tokens, score in zip(result.hypotheses, result.scores, strict=True):
+            if score == score:
+                ids = [int(token) for token in tokens]
+                total, finished = score * len(ids) ** options["length_penalty"], ids[-1] == self.eos_id
+                found.append(Hypothesis(ids[:-1] if finished else ids, total, score, finished))
+        return found
 
 
 def model_files(specs: Any, model: Transformer) -> dict[str, bytes]:

@@ -2,7 +2,7 @@
 several batches side by side."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
@@ -151,22 +151,30 @@ def generate_all(
     length together, batch_size at a time -> the hypotheses for each, in the order of the sources. make_pick: makes a
     batch's pick from the places of its sources in the list."""
     pad_id, device = model.config.pad_id, model.output_bias.device
-    batches = batches_by_length(sources, batch_size)
 
     def decode(rows: list[int]) -> list[list[Hypothesis]]:
         source = pad_sequence([torch.tensor(sources[i]) for i in rows], batch_first=True, padding_value=pad_id)
         return generate(model, source.to(device), max_length, beam, length_penalty, make_pick(rows))
 
-    results: list[list[Hypothesis]] = [[] for _ in sources]
     with side_by_side(model, batch_size * beam) as count:
-        workers = ThreadPoolExecutor(count)
-        answers: Iterable[list[list[Hypothesis]]] = (workers.map if count > 1 else map)(decode, batches)
-        try:
-            for rows, found in zip(batches, answers, strict=True):
-                for i, hypotheses in zip(rows, found, strict=True):
-                    results[i] = hypotheses
-        finally:  # also when interrupted: no other batch begins
-            workers.shutdown(cancel_futures=True)
+        return decode_all(decode, sources, batch_size, count)
+
+
+def decode_all(
+    decode: Callable[[list[int]], list[list[Hypothesis]]], sources: list[list[int]], batch_size: int, at_once: int
+) -> list[list[Hypothesis]]:
+    """Decode sources in batches, with `at_once` of them side by side -> the hypotheses for each source. decode: takes
+    the places of a batch's sources in the list."""
+    results: list[list[Hypothesis]] = [[] for _ in sources]
+    batches = batches_by_length(sources, batch_size)
+    workers = ThreadPoolExecutor(at_once)
+    answers = (workers.map if min(at_once, len(batches)) > 1 else map)(decode, batches)
+    try:
+        for rows, found in zip(batches, answers, strict=True):
+            for i, hypotheses in zip(rows, found, strict=True):
+                results[i] = hypotheses
+    finally:  # also when interrupted: no other batch begins
+        workers.shutdown(cancel_futures=True)
     return results
 
 
