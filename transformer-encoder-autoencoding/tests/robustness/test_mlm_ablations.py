@@ -161,9 +161,9 @@ def test_pre_norm_is_pytorchs(build):
     torch.testing.assert_close(found[~padding], norm(expected)[~padding], rtol=0, atol=1e-10)
 
 
-def test_relative_attention_is_that_of_shaw_and_others(ablations, build, x, monkeypatch):
+def test_relative_attention_is_that_of_shaw_and_others(build, x, monkeypatch):
     """Term by term, with distances to both sides, some of them clipped."""
-    monkeypatch.setattr(ablations, "CLIP", 3)
+    monkeypatch.setattr("mlm.relative_attention.CLIP", 3)
     layer = first_layer(build("relative-positions")).attention
     hidden, mask = x
     heads, weights = layer(hidden, mask)
