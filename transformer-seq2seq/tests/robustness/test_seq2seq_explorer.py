@@ -223,6 +223,21 @@ def test_of_two_questions_the_newer_is_answered(opened, long):
         assert texts(page, "#to bdi")[0] == "longlongword2"
 
 
+def test_the_page_shows_that_it_is_still_computing(opened, written):
+    """The newest job alone decides: the end of one that it superseded says nothing."""
+    run = "() => { jobs.run(() => new Promise((end) => { (window.ends ??= []).push(end); })); }"
+    with opened(written) as page:
+        expect(page.locator("body")).to_have_attribute("aria-busy", "false")
+        page.evaluate(run)
+        expect(page.locator("body")).to_have_attribute("aria-busy", "true")
+        page.evaluate(run)
+        page.evaluate("ends[0]()")
+        page.wait_for_timeout(50)
+        expect(page.locator("body")).to_have_attribute("aria-busy", "true")
+        page.evaluate("ends[1]()")
+        expect(page.locator("body")).to_have_attribute("aria-busy", "false")
+
+
 def test_an_output_without_an_end_says_so(opened, long):
     with opened(long) as page:
         assert page.locator("#step-name").inner_text() == "word 48 of 48"

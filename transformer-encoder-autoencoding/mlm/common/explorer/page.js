@@ -144,6 +144,7 @@ class Theme {
 // ---- jobs
 
 const SLICE = 8; // milliseconds that a job computes before the page may breathe
+const PATIENCE = 200; // milliseconds after which the page shows that a job is still running
 
 /** Thrown in a job when a newer one has begun. */
 class Superseded extends Error {}
@@ -154,6 +155,8 @@ class Jobs {
   async run(work) {
     const job = new Job(this);
     this.newest = job;
+    const showBusy = (busy) => this.newest === job && document.body.setAttribute("aria-busy", busy);
+    const timer = setTimeout(showBusy, PATIENCE, true);
     try {
       await work(job);
       return true;
@@ -161,7 +164,8 @@ class Jobs {
       if (error instanceof Superseded) return false;
       throw error;
     } finally {
-      job.done = true;
+      clearTimeout(timer);
+      showBusy(false);
     }
   }
 }
@@ -169,7 +173,6 @@ class Jobs {
 class Job {
   constructor(jobs) {
     this.jobs = jobs;
-    this.done = false;
     this.since = performance.now();
   }
 
