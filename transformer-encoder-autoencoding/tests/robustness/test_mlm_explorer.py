@@ -72,7 +72,7 @@ def settle(page):
     """Wait until all that the page computes is shown, and its state is in its address."""
     page.evaluate("""async () => {
         do await new Promise((done) => setTimeout(done, 20));
-        while (jobs.newest && !jobs.newest.done);
+        while (jobs.newest);
     }""")
 
 

@@ -151,11 +151,15 @@ class Superseded extends Error {}
 
 /** Jobs of which the newest wins: a new one ends the one before, at the latest when that lets the page breathe. */
 class Jobs {
+  newest = null; // while it runs
+
   /** Run `await work(job)` -> true, or false if a newer run has superseded it. */
   async run(work) {
     const job = new Job(this);
     this.newest = job;
-    const showBusy = (busy) => this.newest === job && document.body.setAttribute("aria-busy", busy);
+    const showBusy = (busy) => {
+      if (this.newest === job) document.body.setAttribute("aria-busy", busy);
+    };
     const timer = setTimeout(showBusy, PATIENCE, true);
     try {
       await work(job);
@@ -166,6 +170,7 @@ class Jobs {
     } finally {
       clearTimeout(timer);
       showBusy(false);
+      if (this.newest === job) this.newest = null;
     }
   }
 }
