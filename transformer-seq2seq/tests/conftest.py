@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 FOLDER = Path(__file__).parent.parent
 CHROMIUM = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
 CHROMIUM += " --disable-component-update --disable-sync"
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background hears Ctrl-C, as do its scripts
 sys.path.insert(0, str(FOLDER))  # seq2seq and the files to read; the three scripts that both folders have: load_script
 
 import commands
