@@ -143,7 +143,8 @@ class CTranslate2Engine:
         def decode(sources: list[list[int]]) -> list[list[Hypothesis]]:
             def decode_batch(rows: list[int]) -> list[list[Hypothesis]]:
                 prompts = [[str(token) for token in sources[row]] for row in rows]
-                return [self.hypotheses(one, options) for one in self.translate(translator, prompts, options)]
+                results = self.translate(translator, prompts, options)
+                return [self.hypotheses(result, config.length_penalty) for result in results]
 
             if config.sample:
                 self.library.set_random_seed(config.seed)  # read by a thread when it first draws
@@ -161,13 +162,13 @@ class CTranslate2Engine:
                 raise
             raise InputError(f"CTranslate2 fails on device {self.device}: {error}; take cpu", "device") from None
 
-    def hypotheses(self, result: Any, options: dict[str, Any]) -> list[Hypothesis]:
+    def hypotheses(self, result: Any, length_penalty: float) -> list[Hypothesis]:
         """Return the hypotheses of a ctranslate2.TranslationResult as ours, without those of NaN."""
         found = []
         for tokens, score in zip(result.hypotheses, result.scores, strict=True):
             if score == score:
                 ids = [int(token) for token in tokens]
-                total, finished = score * len(ids) ** options["length_penalty"], ids[-1] == self.eos_id
+                total, finished = score * len(ids) ** length_penalty, ids[-1] == self.eos_id
                 found.append(Hypothesis(ids[:-1] if finished else ids, total, score, finished))
         return found
 
