@@ -6,7 +6,8 @@ with them: prompts, token ids that each end in </s> -> for each prompt its hypot
 
 import itertools
 import tempfile
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ from transformer import MultiHeadAttention, Transformer
 
 from .common.errors import InputError
 from .config import GenerationConfig
-from .generation import decode_all, generate_all, require_outputs
+from .generation import batches_by_length, generate_all, require_outputs
 
 Decode = Callable[[list[list[int]]], list[list[Hypothesis]]]
 ENGINES = "pytorch", "ctranslate2"
@@ -97,7 +98,7 @@ class CTranslate2Engine:
         self.precision = precision
         self.cores = torch.get_num_threads() if self.device == "cpu" else 1
         self.files = model_files(ctranslate2.specs, model)
-        self.eos_id, self.vocab_size = model.config.eos_id, model.config.vocab_size - 1  # without <pad>
+        self.eos_id, self.tokens = model.config.eos_id, [str(token) for token in range(model.config.vocab_size)]
 
     @cached_property
     def searcher(self) -> Any:
@@ -125,7 +126,7 @@ class CTranslate2Engine:
             options = {
                 "num_hypotheses": config.n_best,
                 "sampling_temperature": config.temperature,
-                "sampling_topk": config.top_k if config.top_k < self.vocab_size else 0,  # 0: all
+                "sampling_topk": config.top_k if config.top_k < len(self.tokens) - 1 else 0,  # 0: all but <pad>
                 "sampling_topp": config.top_p,
             }
         else:
@@ -141,22 +142,32 @@ class CTranslate2Engine:
         }
 
         def decode(sources: list[list[int]]) -> list[list[Hypothesis]]:
-            def decode_batch(rows: list[int]) -> list[list[Hypothesis]]:
-                prompts = [[str(token) for token in sources[row]] for row in rows]
-                results = self.translate(translator, prompts, options)
-                return [self.hypotheses(result, config.length_penalty) for result in results]
-
             if config.sample:
                 self.library.set_random_seed(config.seed)  # read by a thread when it first draws
-            found = require_outputs(decode_all(decode_batch, sources, size, at_once))
+            found: list[list[Hypothesis]] = [[] for _ in sources]
+            batches = batches_by_length(sources, size, at_once)
+            prompts = ([[self.tokens[token] for token in sources[row]] for row in rows] for rows in batches)
+            for rows, results in zip(batches, self.translate(translator, prompts, at_once, options), strict=True):
+                for row, result in zip(rows, results, strict=True):
+                    found[row] = self.hypotheses(result, config.length_penalty)
+            found = require_outputs(found)
             return [by_probability(hypotheses) for hypotheses in found] if config.sample else found
 
         return decode
 
-    def translate(self, translator: Any, prompts: list[list[str]], options: dict[str, Any]) -> Any:
-        """Return translator.translate_batch(prompts, **options); memory aside, its errors are those of a device."""
+    def translate(
+        self, translator: Any, batches: Iterable[list[list[str]]], at_once: int, options: dict[str, Any]
+    ) -> Iterator[list[Any]]:
+        """Yield the ctranslate2.TranslationResults of each batch, in order. While Python looks at them, the next ones
+        are decoded, and one more waits. Memory aside, errors are those of a device."""
+        running: deque[list[Any]] = deque()
         try:
-            return translator.translate_batch(prompts, **options)
+            for prompts in batches:
+                running.append(translator.translate_batch(prompts, asynchronous=True, **options))
+                if len(running) > at_once:
+                    yield [one.result() for one in running.popleft()]
+            while running:
+                yield [one.result() for one in running.popleft()]
         except RuntimeError as error:
             if "memory" in str(error):
                 raise

@@ -132,8 +132,12 @@ def fast_top_candidates(log_probs: Tensor, sums: Tensor, sentence: list[int]) ->
     return top_candidates(log_probs, sums, sentence, fast_topk)
 
 
-def batches_by_length(sources: list[list[int]], size: int) -> list[list[int]]:
-    """Group sources of like length, the longest first -> the places of `size` of them, or fewer, in each group."""
+def batches_by_length(sources: list[list[int]], size: int, at_once: int = 1) -> list[list[int]]:
+    """Group sources of like length, the longest first -> the places of `size` of them, or fewer, in each group. Where
+    several are decoded at once, the groups are as many for each core, so that all cores end at about the same time."""
+    if at_once > 1:
+        groups = at_once * (-(-len(sources) // size) // at_once + 1)
+        size = max(1, -(-len(sources) // groups))
     order = sorted(range(len(sources)), key=lambda i: len(sources[i]), reverse=True)
     return [order[start : start + size] for start in range(0, len(order), size)]
 
@@ -156,25 +160,17 @@ def generate_all(
         source = pad_sequence([torch.tensor(sources[i]) for i in rows], batch_first=True, padding_value=pad_id)
         return generate(model, source.to(device), max_length, beam, length_penalty, make_pick(rows))
 
-    with side_by_side(model, batch_size * beam) as count:
-        return decode_all(decode, sources, batch_size, count)
-
-
-def decode_all(
-    decode: Callable[[list[int]], list[list[Hypothesis]]], sources: list[list[int]], batch_size: int, at_once: int
-) -> list[list[Hypothesis]]:
-    """Decode sources in batches, with `at_once` of them side by side -> the hypotheses for each source. decode: takes
-    the places of a batch's sources in the list."""
     results: list[list[Hypothesis]] = [[] for _ in sources]
     batches = batches_by_length(sources, batch_size)
-    workers = ThreadPoolExecutor(at_once)
-    answers = (workers.map if min(at_once, len(batches)) > 1 else map)(decode, batches)
-    try:
-        for rows, found in zip(batches, answers, strict=True):
-            for i, hypotheses in zip(rows, found, strict=True):
-                results[i] = hypotheses
-    finally:  # also when interrupted: no other batch begins
-        workers.shutdown(cancel_futures=True)
+    with side_by_side(model, batch_size * beam) as count:
+        workers = ThreadPoolExecutor(count)
+        answers = (workers.map if min(count, len(batches)) > 1 else map)(decode, batches)
+        try:
+            for rows, found in zip(batches, answers, strict=True):
+                for i, hypotheses in zip(rows, found, strict=True):
+                    results[i] = hypotheses
+        finally:  # also when interrupted: no other batch begins
+            workers.shutdown(cancel_futures=True)
     return results
 
 

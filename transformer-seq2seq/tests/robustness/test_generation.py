@@ -15,7 +15,7 @@ from decoding import generate, top_candidates
 from seq2seq import Translator, generation
 from seq2seq.common.errors import InputError
 from seq2seq.config import GenerationConfig
-from seq2seq.generation import blockwise_topk, fast_top_candidates, generate_all, side_by_side
+from seq2seq.generation import batches_by_length, blockwise_topk, fast_top_candidates, generate_all, side_by_side
 from transformer import Transformer, TransformerConfig
 
 EOS = 0
@@ -83,6 +83,32 @@ def test_cores_take_a_batch_each_or_share_one(d_model, rows, at_once, threads_ea
     torch.set_num_threads(100)
     with side_by_side(model, rows) as count:
         assert count <= 4
+
+
+@given(lengths=st.lists(st.integers(1, 9), max_size=200), size=st.integers(1, 20), at_once=st.integers(1, 4))
+def test_batches_hold_every_prompt_once_the_longest_first(lengths, size, at_once):
+    batches = batches_by_length([[EOS] * n for n in lengths], size, at_once)
+    places = [i for rows in batches for i in rows]
+    assert sorted(places) == list(range(len(lengths)))
+    assert [lengths[i] for i in places] == sorted(lengths, reverse=True)
+    assert all(0 < len(rows) <= size for rows in batches)
+
+
+@pytest.mark.parametrize(
+    ("n", "at_once", "sizes"),
+    [
+        (320, 1, [64] * 5),
+        (320, 2, [54] * 5 + [50]),
+        (128, 2, [32] * 4),
+        (65, 2, [17, 17, 17, 14]),
+        (64, 2, [32, 32]),
+        (3, 2, [2, 1]),
+        (1, 2, [1]),
+        (0, 2, []),
+    ],
+)
+def test_each_core_gets_as_many_batches_of_like_size(n, at_once, sizes):
+    assert [len(rows) for rows in batches_by_length([[EOS]] * n, 64, at_once)] == sizes
 
 
 def test_batches_decoded_side_by_side_give_what_one_after_the_other_gives(make_model, monkeypatch):
