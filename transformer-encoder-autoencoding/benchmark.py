@@ -36,16 +36,8 @@ from mlm.common.errors import InputError
 from mlm.common.fast_cpu import best_precision
 from mlm.common.files import make_output_folder
 from mlm.config import TrainConfig
-from mlm.contestants import (
-    PRODUCTS,
-    HuggingFace,
-    Ours,
-    agreement,
-    draw_race,
-    filling_tasks,
-    train_for,
-    training_contestants,
-)
+from mlm.contestants_filling import agreement, filling_tasks
+from mlm.contestants_training import PRODUCTS, HuggingFace, Ours, draw_race, train_for, training_contestants
 from mlm.filler import MaskFiller
 from mlm.text import TextFile
 from train_mlm import Trainer, build_trainer

@@ -31,7 +31,8 @@ from seq2seq.common.distributed import DistributedContext
 from seq2seq.common.errors import InputError
 from seq2seq.common.lines import numbered_lines, open_text
 from seq2seq.config import TrainConfig
-from seq2seq.contestants import PRODUCTS, TASKS, Ours, agreement, generation_engines, training_contestants
+from seq2seq.contestants_generation import TASKS, agreement, generation_engines
+from seq2seq.contestants_training import PRODUCTS, Ours, training_contestants
 from seq2seq.pairs import read_pairs
 from train import Trainer, build_trainer
 

@@ -5,20 +5,21 @@
 
 In the order of the data's way through them:
 
-    config.py       the settings of a training run, and their flags
-    text.py         text files: the stream of sentences, and those held out
-    tokenizer.py    words or subwords, and the special tokens
-    dataset.py      sentences as token ids, in batches: prepare_data
-    cloze.py        sentences with a key word to hide: what a model, and a baseline, fill in
-    report.py       the figures and the table at the end of a training run
-    bert.py         the model directory: load and save
-    bert_tokenizer.py  vocab.txt, the tokenizer of older BERTs
-    filling.py      predict hidden tokens; fill the masks of sentences, or score sentences
-    filler.py       MaskFiller: the same from text, for scripts and for Python
-    minimal_pairs.py  pairs of a good and a bad sentence: which does a model prefer?
-    explorer/       the page that visualize_attention.py --html writes
-    contestants.py  what benchmark.py compares
-    common/         the parts that know neither model nor tokenizer; the other experiment has the same
+    config.py              the settings of a training run, and their flags
+    text.py                text files: the stream of sentences, and those held out
+    tokenizer.py           words or subwords, and the special tokens
+    dataset.py             sentences as token ids, in batches: prepare_data
+    cloze.py               sentences with a key word to hide: what a model, and a baseline, fill in
+    report.py              the figures and the table at the end of a training run
+    bert.py                the model directory: load and save
+    bert_tokenizer.py      vocab.txt, the tokenizer of older BERTs
+    filling.py             predict hidden tokens; fill the masks of sentences, or score sentences
+    filler.py              MaskFiller: the same from text, for scripts and for Python
+    minimal_pairs.py       pairs of a good and a bad sentence: which does a model prefer?
+    explorer/              the page that visualize_attention.py --html writes
+    relative_attention.py  attention that ablations.py can put in place of BERT's
+    contestants_*.py       what benchmark.py compares: in training, in filling masks
+    common/                the parts that know neither model nor tokenizer; the other experiment has the same
 """
 
 from .common.errors import InputError

@@ -5,21 +5,22 @@
 
 In the order of the data's way through them:
 
-    config.py            the settings of training and of generation, and their flags
-    pairs.py             files of pairs: columns, the stream of pairs, and those held out
-    tokenizer.py         words or subwords, and the special tokens
-    dataset.py           pairs as token ids, in batches: prepare_data
-    loss.py              label-smoothed cross-entropy that never holds all logits
-    muon.py              the optimizers
-    metrics.py           exact match, BLEU and chrF, a baseline, and the report at the end of a training run
-    marian.py            the model directory: load and save
-    marian_tokenizer.py  the SentencePiece models of directories that others have published
-    generation.py        many prompts: checked, encoded, and decoded in batches side by side
-    engines.py           what decodes: PyTorch or CTranslate2
-    translator.py        Translator: the same from text to text, for scripts and for Python
-    explorer/            the page that visualize_attention.py --html writes
-    contestants.py       what benchmark.py compares
-    common/              the parts that know neither model nor tokenizer; the other experiment has the same
+    config.py              the settings of training and of generation, and their flags
+    pairs.py               files of pairs: columns, the stream of pairs, and those held out
+    tokenizer.py           words or subwords, and the special tokens
+    dataset.py             pairs as token ids, in batches: prepare_data
+    loss.py                label-smoothed cross-entropy that never holds all logits
+    muon.py                the optimizers
+    metrics.py             exact match, BLEU and chrF, a baseline, and the report at the end of a training run
+    marian.py              the model directory: load and save
+    marian_tokenizer.py    the SentencePiece models of directories that others have published
+    generation.py          many prompts: checked, encoded, and decoded in batches side by side
+    engines.py             what decodes: PyTorch or CTranslate2
+    translator.py          Translator: the same from text to text, for scripts and for Python
+    explorer/              the page that visualize_attention.py --html writes
+    relative_attention.py  attention that ablations.py can put in place of the paper's
+    contestants_*.py       what benchmark.py compares: in training, in generation
+    common/                the parts that know neither model nor tokenizer; the other experiment has the same
 """
 
 from .common.errors import InputError

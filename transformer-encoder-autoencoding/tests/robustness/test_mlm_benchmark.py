@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import train_mlm
-from mlm import contestants
+from mlm import contestants_filling
 from mlm.common.distributed import DistributedContext
 from mlm.config import TrainConfig
-from mlm.contestants import HuggingFace, Ours, WithoutFastCpu, agreement, matrix_products
+from mlm.contestants_filling import agreement
+from mlm.contestants_training import HuggingFace, Ours, WithoutFastCpu, matrix_products, training_contestants
 
 CPU = torch.device("cpu")
 SIZES = {"d_model": 16, "n_heads": 2, "d_ff": 24, "n_layers": 1, "batch_tokens": 2000}
@@ -85,7 +86,7 @@ def test_memory_is_of_a_process_of_its_own(load_script, folder, monkeypatch):
 def test_filling_is_compared_on_the_same_sentences(script, trained, monkeypatch, tmp_path):
     sentences = tmp_path / "sentences.txt"
     sentences.write_text("Paris is the capital of France\n\nA fish lives in the sea\n")
-    monkeypatch.setattr(contestants, "N_FILLED", 5)
+    monkeypatch.setattr(contestants_filling, "N_FILLED", 5)
     flags = ["--device", "cpu", "--model", trained / "model", "--input", sentences, "--rounds", 1]
     status, out, err = script("benchmark", "filling", *flags)
     assert status == 0, err
@@ -114,7 +115,7 @@ def test_agreement_counts_the_same_and_compares_their_probabilities():
 
 
 def test_every_contestant_of_a_device_has_a_name():
-    names = [list(contestants.training_contestants(None, torch.device(kind), "bf16")) for kind in ("cpu", "cuda")]
+    names = [list(training_contestants(None, torch.device(kind), "bf16")) for kind in ("cpu", "cuda")]
     assert names[0][:3] == ["ours, bf16", "ours, fp32", "ours, fp32, without fast_cpu.py"]
     assert "ours, bf16, torch.compile" in names[1] and "Hugging Face, bf16, grouped" in names[1]
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import train
-from seq2seq import contestants
 from seq2seq.common.distributed import DistributedContext
 from seq2seq.config import TrainConfig
-from seq2seq.contestants import HuggingFace, Ours, Task, WithoutFastCpu, agreement, matrix_products
+from seq2seq.contestants_generation import Task, agreement
+from seq2seq.contestants_training import HuggingFace, Ours, WithoutFastCpu, matrix_products, training_contestants
 
 CPU = torch.device("cpu")
 SIZES = {"d_model": 16, "n_heads": 2, "d_ff": 24, "n_layers": 1, "batch_tokens": 2000, "dropout": 0}
@@ -102,7 +102,7 @@ def test_agreement_counts_the_same_and_compares_their_scores():
 
 
 def test_every_contestant_of_a_device_has_a_name():
-    names = [list(contestants.training_contestants(None, torch.device(kind), "bf16")) for kind in ("cpu", "cuda")]
+    names = [list(training_contestants(None, torch.device(kind), "bf16")) for kind in ("cpu", "cuda")]
     assert names[0][:3] == ["ours, bf16", "ours, fp32", "ours, fp32, without fast_cpu.py"]
     assert "ours, bf16, torch.compile" in names[1] and "Hugging Face, bf16, grouped" in names[1]
 
