@@ -71,6 +71,7 @@ training sentences, none hidden, that the model names when asked what stands the
         "n_heads",
         "d_ff",
         "dropout",
+        "batch_tokens",
         "learning_rate",
     ),
 )

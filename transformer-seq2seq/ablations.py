@@ -8,9 +8,9 @@
 Some are exchanges, which put another mechanism in place of the paper's; they run when they are named.
 
 Every run reads the bundled pairs, or those of --pairs, for a quarter of train.py's epochs, in batches of half the
-size, and is judged by its final weights. Writes to --output (default: samples/ beside this file): ablations.jsonl (a
-line for every finished run), ablations.md (the table), ablations.png (the learning curves). There are as many processes
-as PyTorch would use threads (OMP_NUM_THREADS); the results do not depend on their number.
+size (512 tokens), and is judged by its final weights. Writes to --output (default: samples/ beside this file):
+ablations.jsonl (a line for every finished run), ablations.md (the table), ablations.png (the learning curves). There
+are as many processes as PyTorch would use threads (OMP_NUM_THREADS); the results do not depend on their number.
 """
 
 import inspect
@@ -80,6 +80,7 @@ in new ways, and for new active sentences. BLEU: of the outputs for all held-out
         "n_heads",
         "d_ff",
         "dropout",
+        "batch_tokens",
         "optimizer",
         "learning_rate",
         "warmup_steps",
@@ -268,7 +269,8 @@ def no_embedding_scale(trainer: Trainer) -> None:
 def prepare(job: Job, folder: Path) -> Trainer:
     """Return the default's trainer, changed as the ablation says. folder: a place for the token ids."""
     config, _ = parse_training_args(job.flags)
-    config = replace(config, epochs=job.epochs, batch_tokens=BATCH_TOKENS, seed=job.seed, output=folder)
+    size = config.batch_tokens or BATCH_TOKENS
+    config = replace(config, epochs=job.epochs, batch_tokens=size, seed=job.seed, output=folder)
     trainer = build_trainer(config, DistributedContext(torch.device(job.device)))
     study.ablations[job.name].apply(trainer)
     config = trainer.config

@@ -395,7 +395,7 @@ def own(tmp_path, training, held_out):
     for name, sentences in (("mine", training), ("other", held_out)):
         (tmp_path / f"{name}.txt").write_text("\n".join(sentences) + "\n", encoding="utf-8")
     files = ["--corpus", str(tmp_path / "mine.txt"), "--held-out", str(tmp_path / "other.txt")]
-    return [*files, "--d-model", "32", "--n-heads", "2", "--learning-rate", "0.001"]
+    return [*files, "--d-model", "32", "--n-heads", "2", "--batch-tokens", "99", "--learning-rate", "0.001"]
 
 
 def test_a_text_of_ones_own_has_its_own_measures(command, ablations, own, tmp_path):
@@ -414,7 +414,7 @@ def test_a_text_of_ones_own_has_its_own_measures(command, ablations, own, tmp_pa
     result = ablations.experiment(Job("default", 0, 2, "cpu", own, rows[0]["files"]), lambda: None)
     assert result == rows[0]
     trainer = ablations.prepare(Job("default", 0, 2, "cpu", own), tmp_path / "tokens")
-    assert trainer.config.learning_rate == 0.001
+    assert (trainer.config.batch_tokens, trainer.config.learning_rate) == (99, 0.001)
     loss, _ = trainer.score_held_out()
     assert loss != result["held_out_loss"]
 

@@ -319,10 +319,10 @@ def test_the_weights_of_an_exchange_are_trained(ablations, tmp_path):
         assert not any(torch.equal(weight, before[name]) for name, weight in trainer.model.named_parameters())
 
 
-def test_pairs_of_ones_own_have_their_own_measures(command, tmp_path, training, held_out, sizes, write_pairs):
+def test_pairs_of_ones_own_have_their_own_measures(command, ablations, tmp_path, training, held_out, write_pairs):
     """The table says how many outputs are right to the letter, and the rows say which text they are of."""
     pairs, asked = write_pairs(tmp_path / "pairs.tsv", training), write_pairs(tmp_path / "asked.tsv", held_out)
-    own = ["--pairs", str(pairs), "--held-out", str(asked), "--d-model", "32", "--n-heads", "2"]
+    own = ["--pairs", str(pairs), "--held-out", str(asked), "--d-model", "32", "--n-heads", "2", "--batch-tokens", "99"]
     flags = ["pre-norm", "--seeds", "1", "--epochs", "2", "--output", tmp_path / "out", *own]
     done = command("ablations.py", *flags, fresh=True)
     assert done.returncode == 0, done.stderr
@@ -334,6 +334,7 @@ def test_pairs_of_ones_own_have_their_own_measures(command, tmp_path, training, 
     assert text.startswith("`python3 ") and " ".join(own) in text.splitlines()[0]
     assert "- **pre-norm** puts in: LayerNorm before" in text
     assert (tmp_path / "out" / "ablations.png").exists()
+    assert ablations.prepare(Job("default", 0, 2, "cpu", own), tmp_path).config.batch_tokens == 99
     again = command("ablations.py", *flags, "--resume")  # nothing is left to do
     assert (again.returncode, again.stdout.count("held-out pairs")) == (0, 1)
 
