@@ -327,7 +327,7 @@ def learn(
 def experiment(job: Job, epoch_done: Callable[[], None]) -> dict:
     """Train and measure on one thread -> the fields of the job, the measures, and the curve."""
     torch.set_num_threads(1)  # models this small gain little from a second one
-    own = bool(job.flags)
+    own = bool(job.files)
     with tempfile.TemporaryDirectory() as folder:
         trainer = prepare(job, Path(folder))
         curve, stopped = learn(trainer, job.epochs, score_held_out if own else recall, epoch_done)

@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
     sizes = filler.model.config.n_layers, filler.model.config.n_heads
     check_map(*sizes, args.layer, args.head)
     if args.html:
-        data = page.make_data(filler, args.sentence, ids, args.layer, args.head, args.model.parent)
+        data = page.make_data(filler, args.sentence, ids, args.layer, args.head, args.model.absolute().parent)
         make_output_folder(args.output)
         write_text(args.output / PAGE, page.render(data))
     else:

@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     (ids,) = encode_prompts([args.prompt], ["the prompt"], model, tokenizer)
     check_map(config.n_decoder_layers, config.n_heads, args.layer, args.head)
     if args.html:
-        data = page.make_data(model, tokenizer, args.prompt, ids, args.layer, args.head, args.model.parent)
+        data = page.make_data(model, tokenizer, args.prompt, ids, args.layer, args.head, args.model.absolute().parent)
         make_output_folder(args.output)
         write_text(args.output / PAGE, page.render(data))
     else:

@@ -1,5 +1,5 @@
 """The model directory: Hugging Face's layout for a BERT with the masked-language-modelling head. What `save`
-writes opens with transformers.AutoModelForMaskedLM; `load` reads any BERT with a WordPiece tokenizer."""
+writes opens with transformers.AutoModelForMaskedLM; `load` reads any BERT with a tokenizer.json or a vocab.txt."""
 
 from dataclasses import dataclass
 from pathlib import Path

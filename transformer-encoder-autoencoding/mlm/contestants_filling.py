@@ -8,11 +8,10 @@ from pathlib import Path
 import torch
 
 from .common.errors import InputError
-from .filler import MaskFiller
+from .filler import TOP_K, MaskFiller
 from .tokenizer import MASK
 
 N_FILLED, N_SCORED = 256, 16  # sentences: to score one, the model reads it as often as it has tokens
-TOP_K = 5
 
 Answers = list[tuple[str, float]]  # for each sentence the likeliest token and its probability
 Turn = Callable[[], tuple[int, Answers]]  # -> the number of sentences or tokens done, and the answers

@@ -4,6 +4,7 @@ of like length are batched.
 Legend: B windows of a batch, S length of the longest, [CLS] and [SEP] included.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -255,6 +256,6 @@ def cache_key(config: TrainConfig, files: list[TextFile], tokenizer: Tokenizer |
         "held_out": held_out,
         "splitting": SPLITTING,
         "tokenizing": TOKENIZING,
-        "vocabulary": fingerprint(config.init / "tokenizer.json")["sha256"] if tokenizer else list(config.vocabulary),
+        "vocabulary": hashlib.sha256(tokenizer.to_str().encode()).hexdigest() if tokenizer else list(config.vocabulary),
         "max_length": config.max_length,
     }

@@ -135,10 +135,10 @@ class MaskFiller:
             except UnicodeEncodeError:  # this is how Python represents bytes of the command line that are not UTF-8
                 raise InputError("the sentence is not UTF-8 text; write it in UTF-8") from None
             encoding, special, limit = self.tokenizer.encode(sentence.text), self.special, self.model.config.max_length
-            if set(encoding.ids) <= {special.cls, special.sep, special.pad}:
-                raise InputError("the sentence is empty; give one with words")
             if typed := [token for token in SPECIAL_TOKENS if token != MASK and token in sentence.text]:
                 raise InputError(f"has {typed[0]}, which is a token of the model's own; leave it out")
+            if set(encoding.ids) <= {special.cls, special.sep, special.pad}:
+                raise InputError("the sentence is empty; give one with words")
             if len(encoding) > limit:
                 raise InputError(f"the sentence has {len(encoding)} tokens, the model takes {limit}; shorten it")
             if check:
@@ -160,10 +160,19 @@ class MaskFiller:
 
     def check_scorable(self, _: str, ids: list[int]) -> None:
         """Refuse a sentence that cannot be scored."""
-        if self.special.mask in ids:
-            raise InputError(f"contains {MASK}, which is not a word to score; fill it instead")
+        self.check_unmasked(_, ids)
         if set(ids) <= set(self.special.all):
             raise InputError("the model knows none of its words, so there is nothing to score")
+
+    def check_unmasked(self, _: str, ids: list[int]) -> None:
+        """Refuse a sentence with a mask."""
+        if self.special.mask in ids:
+            raise InputError(f"contains {MASK}, which is not a word to score; fill it instead")
+
+    def knows(self, sentence: Sentence) -> bool:
+        """Return True if the model knows a word of a sentence, False if it could not be scored for that reason; refuse
+        one that cannot be scored for another."""
+        return not set(self.encode(sentence, {}, self.check_unmasked).ids) <= set(self.special.all)
 
 
 def numbered(sentences: str | Iterable[str]) -> Iterator[Sentence]:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from math import fsum
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from .common.errors import InputError
 from .common.lines import numbered_lines, open_text
 from .filler import MaskFiller, Sentence
 
-HEADER = ["good", "bad"]
+HEADERS = ["good", "bad"], ["sentence_good", "sentence_bad"]  # the second is BLiMP's
 TIE = 1e-4  # nats; a smaller difference is one of rounding, as the model computes in single precision
 PREFERRED, TIED, UNKNOWN = "preferred", "ties", "unknown"
 
@@ -35,10 +36,10 @@ class MinimalPairs:
 def read_pairs(path: Path) -> MinimalPairs:
     """Read the two or three columns of a tab-separated file. A first line that names them is not a pair."""
     with open_text(path) as stream:
-        lines = [(n, line.strip().split("\t")) for n, line in numbered_lines(stream, str(path)) if line.strip()]
-    rows = [(f"{path}, line {number}", [cell.strip() for cell in cells]) for number, cells in lines]
+        numbered = [(n, line.lstrip(" ").rstrip()) for n, line in numbered_lines(stream, str(path)) if line.strip()]
+    rows = [(f"{path}, line {number}", [cell.strip() for cell in line.split("\t")]) for number, line in numbered]
     kind_name, width = "kind", len(rows[0][1]) if rows else 0
-    if rows and [name.casefold() for name in rows[0][1][:2]] == HEADER:
+    if rows and [name.casefold() for name in rows[0][1][:2]] in HEADERS:
         _, names = rows.pop(0)
         kind_name = names[2] if width == 3 else kind_name
     if not rows:
@@ -70,10 +71,12 @@ def outcome(good: dict, bad: dict) -> str:
 
 
 def outcomes(pairs: Sequence[MinimalPair], filler: MaskFiller) -> Iterator[str]:
-    """Score the sentences of pairs, and yield the outcome of each."""
-    scores = filler.score_each(sentence for pair in pairs for sentence in (pair.good, pair.bad))
-    for good in scores:
-        yield outcome(good, next(scores))
+    """Score the sentences of pairs, and yield the outcome of each: UNKNOWN if the model knows no word of one of them.
+    All are checked first, so that a sentence that cannot be scored is named before any work is done."""
+    known = [all(filler.knows(sentence) for sentence in (pair.good, pair.bad)) for pair in pairs]
+    scores = filler.score_each(one for pair in compress(pairs, known) for one in (pair.good, pair.bad))
+    for both in known:
+        yield outcome(next(scores), next(scores)) if both else UNKNOWN
 
 
 def compare(minimal_pairs: MinimalPairs, filler: MaskFiller) -> dict:

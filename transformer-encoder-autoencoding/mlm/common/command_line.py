@@ -205,6 +205,17 @@ def describe(error: InputError) -> str:
     return f"{error} ({flag_name(error.setting)})" if error.setting else str(error)
 
 
+def explain(error: Exception) -> str | None:
+    """Return one line about an error that a user can mend, with the remedy, or None if it is a fault of the program."""
+    if isinstance(error, InputError):
+        return describe(error)
+    if isinstance(error, OSError):
+        return f"{error.filename or 'output'}: {error.strerror or error}{REMEDIES.get(error.errno, '')}"
+    if isinstance(error, MemoryError) or re.search("out of memory|allocate memory", str(error)):  # PyTorch's words
+        return "not enough memory; choose smaller sizes or a smaller batch"
+    return None
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Call main; turn a user's mistake or a failing file into one line on stderr and exit status 2."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see __init__.py beside this file
@@ -213,18 +224,13 @@ def run_script(main: Callable[[], None]) -> None:
     try:
         main()
         sys.stdout.flush()
-    except InputError as error:
-        reason, status = describe(error), 2
     except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         leave(1)
-    except OSError as error:
-        reason = f"{error.filename or 'output'}: {error.strerror or error}{REMEDIES.get(error.errno, '')}"
-        status = 2
-    except (MemoryError, RuntimeError) as error:  # PyTorch reports it in words
-        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
+    except Exception as error:
+        reason, status = explain(error), 2
+        if not reason:
             raise
-        reason, status = "not enough memory; choose smaller sizes or a smaller batch", 2
     except KeyboardInterrupt as interrupt:
         reason, status = str(interrupt) or "interrupted", 128 + signal.SIGINT
     else:

@@ -8,6 +8,7 @@ loss was no longer finite, else None), and `curve`, a list of points {"epoch": .
 import argparse
 import json
 import multiprocessing
+import shlex
 import signal
 import statistics
 import sys
@@ -22,8 +23,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .command_line import Interrupt, Parser, add_flags, flag_name, int_in, pick_device
-from .errors import InputError
+from .command_line import Interrupt, Parser, add_flags, explain, flag_name, int_in, pick_device
+from .errors import InputError, warn
 from .files import fingerprint, make_output_folder, write_text
 
 DEFAULT = "default"
@@ -130,7 +131,7 @@ class Study:
             for name, entry in self.ablations.items():
                 print(f"{name}\n    {entry.verb}: {entry.removes}\n    predicted: {entry.prediction}")
             return
-        (self.own if args.flags else self).run(args, work)
+        (self.own if args.files else self).run(args, work)
 
     def run(self, args: argparse.Namespace, work: Work) -> None:
         """Do the runs that the flags ask for."""
@@ -142,6 +143,8 @@ class Study:
         make_output_folder(args.output)
         path = args.output / "ablations.jsonl"
         results, others = read_results(path, jobs, self.measures) if args.resume else ([], [])
+        if not args.resume and path.exists() and path.stat().st_size:
+            warn(f"{path}: the first run that ends replaces what is there (--resume keeps it)")
         path.touch()  # a file that cannot be written is found now, not after the first run
         finished = {(result["name"], result["seed"]) for result in results}
         missing = [job for job in jobs if (job.name, job.seed) not in finished]
@@ -164,7 +167,7 @@ class Study:
         command = " ".join([f"python3 {Path(sys.argv[0]).name}", *args.names])
         for name, value, usual in (("seeds", args.seeds, self.seeds), ("epochs", args.epochs, self.epochs)):
             command += f" --{name} {value}" if value != usual else ""
-        command = " ".join([command, *results[0].get("flags", [])])  # older rows have none
+        command = f"{command} {shlex.join(results[0].get('flags', []))}".rstrip()  # older rows have none
         text = f"`{command}`\n\n{table(results, self.measures)}\n\n{self.legend}\n\n"
         firsts: dict[str, dict] = {}
         for result in results:
@@ -186,8 +189,10 @@ def serve(work: Work, parent: Connection) -> None:
             job = parent.recv()
             try:
                 parent.send(work(job, lambda: parent.send(None)))
-            except InputError as error:
-                parent.send(error)
+            except Exception as error:
+                if not explain(error):
+                    raise
+                parent.send(error if isinstance(error, InputError) else InputError(explain(error)))
     except (EOFError, ConnectionError):  # the parent is gone
         return
 
@@ -214,7 +219,10 @@ def run_in_processes(work: Work, jobs: list[Job], n_processes: int, part_done: C
                 try:
                     result = connection.recv()
                 except (EOFError, ConnectionError):
-                    raise InputError("a process ended before its run did; its message stands above") from None
+                    raise InputError(
+                        "a process ended before its run did; if no message stands above, there was too little memory; "
+                        "continue with --resume"
+                    ) from None
                 if result is None:
                     part_done()
                     continue

@@ -120,7 +120,7 @@ def guess_format(lines: Sequence[str]) -> str | None:
     if lines and (JSON.match(lines[0]) or XML.match(lines[0])):
         return "JSON" if JSON.match(lines[0]) else "XML or HTML"
     for separator, name in (("\t", "tab-separated columns"), (",", "CSV"), (";", "CSV")):
-        rows = list(csv.reader((line[:1000] for line in lines), delimiter=separator))
+        rows = list(csv.reader((line[:1000].replace("\r", " ") for line in lines), delimiter=separator))
         widths = Counter(len(row) for row in rows if not any(field.startswith(" ") for field in row[1:]))
         width, count = max(widths.items(), key=lambda item: item[1], default=(1, 0))
         if width > 1 and count > 1 and count >= 0.9 * len(rows):

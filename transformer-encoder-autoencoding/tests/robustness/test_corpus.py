@@ -101,10 +101,11 @@ CSV = 'id,text\n1,"The cat, on the mat"\n2,The dog ran\n'
         ("If it rains, we stay.\nIf not, we go.\n", ""),
         ("[1] The first note.\n{sic} The second.\n<unk> is a word; so\n", ""),
         ("\n\n\tOne tab.\nNone.\n", ""),
+        ("One line.\nA CR\rinside another.\n", ""),
     ],
 )
 def test_what_is_no_text_is_named_by_its_format(tmp_path, capsys, content, warning):
-    (tmp_path / "corpus.txt").write_text(content)
+    (tmp_path / "corpus.txt").write_text(content, newline="")
     TextFile(tmp_path / "corpus.txt")
     err = capsys.readouterr().err
     assert err.count("\n") == bool(warning) and warning in err, err

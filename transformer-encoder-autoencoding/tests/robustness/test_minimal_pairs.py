@@ -108,11 +108,13 @@ def test_outcomes_of_surprisals(good, bad, expected):
     assert outcome(result(*good), result(*bad)) == expected
 
 
-def test_a_word_that_only_one_sentence_has_unknown_counts_as_wrong(fill, write):
-    path = write("the cat chases the small mouse\tthe cat chases the small gnu\na gnu eats\ta zebra eats\n")
-    status, out, stderr = fill("--compare", path, "--json")
+def test_pairs_that_cannot_be_compared_count_as_wrong(fill, write):
+    """Only one sentence has an unknown word, or one has no other."""
+    pairs = PAIRS[0], ("the cat chases the small mouse", "the cat chases the small gnu"), ("a gnu eats", "a zebra eats")
+    lines = "".join(f"{good}\t{bad}\n" for good, bad in (("zebra", "the cat"), *pairs, ("gnu", "zebra")))
+    status, out, stderr = fill("--compare", write(lines), "--json")
     figures = json.loads(out)
-    assert (status, figures["unknown"], figures["ties"], figures["preferred"]) == (0, 1, 1, 0)
+    assert (status, figures["pairs"], figures["unknown"], figures["ties"], figures["preferred"]) == (0, 5, 3, 1, 1)
     assert stderr.endswith("it: gnu, zebra\n")
 
 
@@ -129,6 +131,8 @@ def test_a_third_column_parts_the_figures_and_its_header_names_it(fill, write):
         ["all", "4", "50.0%", "1", "0"],
     ]
     assert read_pairs(write("a\tb\tkind of c\n")).kind_name == "kind"
+    blimp = read_pairs(write("sentence_good\tsentence_bad\tUID\na\tb\tc\n"))
+    assert (blimp.kind_name, len(blimp.pairs)) == ("UID", 1)
 
 
 @pytest.mark.parametrize(
@@ -143,10 +147,11 @@ def test_a_third_column_parts_the_figures_and_its_header_names_it(fill, write):
         ("1\tthe cat\ta cat\tx\n", "line 1: needs the good sentence"),
         (f"the cat\tthe {MASK}\n", "line 1: contains [MASK], which is not a word to score"),
         (f"the cat\t{'the cat ' * 20}\n", "line 1: the sentence has 42 tokens, the model takes 24"),
-        ("the cat\ta cat\nzebra\tthe cat\n", "line 2: the model knows none of its words"),
+        ("the cat\ta cat\n\ta cat\tx\n", "line 2: needs the good sentence"),
     ],
 )
-def test_a_bad_line_is_named_in_one_line(fill, write, text, reason):
+def test_a_bad_line_is_named_in_one_line_before_any_is_scored(fill, write, monkeypatch, text, reason):
+    monkeypatch.setattr(MaskFiller, "score_each", lambda *_: pytest.fail("a line was scored"))
     status, out, stderr = fill("--compare", write(text))
     assert (status, out) == (2, "")
     assert reason in stderr.splitlines()[-1]

@@ -354,6 +354,9 @@ def test_a_resumed_run_keeps_what_it_was_not_asked_for(script, ablations, tmp_pa
     lines = (tmp_path / "ablations.jsonl").read_text().splitlines()
     found = sorted((line["name"], line["seed"], line["epochs"]) for line in map(json.loads, lines))
     assert found == [("default", 0, 1), ("default", 1, 1), ("no-scale", 0, 1), ("no-scale", 5, 9)]
+    status, _, err = script("ablations", "default", *flags[:-1])
+    assert status == 0 and "ablations.jsonl: the first run that ends replaces what is there (--resume keeps it)" in err
+    assert len((tmp_path / "ablations.jsonl").read_text().splitlines()) == 2
 
 
 def test_the_list_names_all_with_their_predictions(script, ablations):
@@ -487,6 +490,10 @@ from mlm.common.experiments import run_in_processes
 def work(job, part_done):
     if job == "breaks":
         raise ValueError("broken")
+    if job == "large":
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    if job == "killed":
+        os.kill(os.getpid(), 9)
     for part in range(1 if job == "short" else 10_000):
         part_done()
         time.sleep(0.02)
@@ -544,3 +551,14 @@ def test_a_process_that_breaks_ends_all_with_one_line_after_its_own(folder, comm
     assert done.returncode == 2
     assert "ValueError: broken" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("jobs.py: a process ended before its run did")
+
+
+@pytest.mark.parametrize(
+    ("job", "reason"),
+    [("large", "not enough memory; choose smaller sizes"), ("killed", "there was too little memory; continue with")],
+)
+def test_memory_that_does_not_suffice_is_one_line(folder, command, tmp_path, job, reason):
+    (tmp_path / "jobs.py").write_text(JOBS.format(folder=str(folder), jobs=[job]))
+    done = command("jobs.py", cwd=tmp_path, folder=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert reason in done.stderr

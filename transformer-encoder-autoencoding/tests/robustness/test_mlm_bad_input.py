@@ -154,7 +154,7 @@ REFUSED = [  # the command line, what the line on stderr must say
     ("visualize_attention.py --model outputs-nan cat", "the model's attention is NaN: its weights are damaged; downl"),
     # sentences
     ("fill_mask.py --model good ''", "sentence 1: the sentence is empty; give one with words"),
-    ("fill_mask.py --model good --score '[CLS] [PAD]'", "sentence 1: the sentence is empty"),
+    ("fill_mask.py --model good --score '[CLS] [PAD]'", "sentence 1: has [PAD], which is a token of the model's own"),
     ("fill_mask.py --model good --score 'the [MASK]'", "sentence 1: contains [MASK], which is not a word to score"),
     ("fill_mask.py --model good 'the cat'", "sentence 1: no [MASK] in 'the cat'; write [MASK] for the word to fill in"),
     (f"fill_mask.py --model good '{'the cat ' * 4000}[MASK]'", "8003 tokens, the model takes 24; shorten it"),

@@ -1,5 +1,7 @@
 """The scripts on a BERT directory that Hugging Face's transformers saved, and training that starts from it."""
 
+import shutil
+
 import pytest
 import torch
 import transformers
@@ -69,6 +71,21 @@ def test_training_gives_a_head_to_a_model_without_one(script, tmp_path, training
         assert (tmp_path / name / "tokens").is_symlink() and (tmp_path / f"{name}-disk" / "meta.json").is_file()
         weights.append(bert.load(tmp_path / name / "model", torch.device("cpu"))[0].state_dict())
     assert all(map(torch.equal, *(tensors.values() for tensors in weights)))
+
+
+def test_training_goes_on_from_a_model_with_vocab_txt_alone(directory, script, tmp_path, training):
+    """As many of the first years have."""
+    shutil.copytree(directory, tmp_path / "bert")
+    vocabulary = sorted(bert.load(directory, torch.device("cpu"))[1].get_vocab().items(), key=lambda item: item[1])
+    (tmp_path / "bert" / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in vocabulary), encoding="utf-8")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "bert" / name).unlink()
+    (tmp_path / "corpus.txt").write_text("\n".join(training), encoding="utf-8")
+    flags = "--init", tmp_path / "bert", "--corpus", tmp_path / "corpus.txt", "--output", tmp_path / "on"
+    for more in (["--max-steps", 1], ["--max-steps", 2, "--resume"]):
+        status, _, err = script("train_mlm", *flags, *more)
+        assert status == 0, err
+    assert bert.load(tmp_path / "on" / "model", torch.device("cpu"))[1].get_vocab() == dict(vocabulary)
 
 
 def test_sizes_and_init_exclude_each_other(directory, script, tmp_path):

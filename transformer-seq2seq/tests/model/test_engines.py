@@ -100,7 +100,7 @@ def test_beams_have_the_log_probabilities_of_the_model(length_penalty):
                 assert one.score == pytest.approx(one.log_probability / length**length_penalty, abs=1e-4)
             assert [one.score for one in other] == sorted((one.score for one in other), reverse=True)
             same += mine[0].ids == other[0].ids
-    assert same > 100  # of 160
+    assert same > 140  # of 160
 
 
 def test_a_trained_model_answers_alike(trained, training, held_out):

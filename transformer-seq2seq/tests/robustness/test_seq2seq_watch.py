@@ -200,8 +200,9 @@ def test_the_page_carries_the_weights_in_half_precision_and_the_tokenizer(script
     assert data["reading"] is data["why"] is None
 
 
-def test_the_page_replays_what_was_watched(script, watched, tmp_path):
-    assert script("visualize_attention", "--html", "--model", watched / "model", "--output", tmp_path)[0] == 0
+def test_the_page_replays_what_was_watched(script, watched, tmp_path, monkeypatch):
+    monkeypatch.chdir(watched / "model")
+    assert script("visualize_attention", "--html", "--model", ".", "--output", tmp_path)[0] == 0
     data, names = data_of(tmp_path), ("step", "train_loss", "held_out_loss")
     assert data["watched"] == records(watched)
     assert data["curve"] == [{name: record[name] for name in names} for record in records(watched, "metrics.jsonl")]
