@@ -13,7 +13,7 @@ the tables give medians; memory is the peak of a process that trains nothing els
 
 race trains ours for a third of the given minutes, then Hugging Face's for all of them, once at each of
 --their-learning-rates, on a CPU in fp32. It draws race.png into --output (default: results/) after each of them.
-All of this needs requirements-dev.txt.
+All of this needs ../requirements-dev.txt.
 """
 
 import argparse
@@ -158,7 +158,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if not find_spec("transformers"):
-        raise InputError("needs the package transformers; pip install -r requirements-dev.txt")
+        raise InputError("needs the package transformers; pip install -r ../requirements-dev.txt")
     args.compare(args)
 
 

@@ -334,7 +334,7 @@ def measure(trainer: Trainer, stopped: int | None) -> dict:
         "answer": by_kind["answer"],
         "rewrite": by_kind["rewrite"],
         "bleu": bleu_and_chrf(found, [prompt.references for prompt in held_out])[0]["bleu"],
-        "example": found[[prompt.source for prompt in held_out].index(EXAMPLE)],
+        "example": outputs(trainer, [Prompt(EXAMPLE, [])], stopped)[0],
     }
 
 

@@ -8,7 +8,7 @@
 Training is compared with Hugging Face's MarianMT of the same shape on the same text, and takes the flags of
 train.py except those of its budget and its output; generation is compared with Hugging Face's generate and with
 CTranslate2. The contestants take turns, so that what else the machine does hits all alike, and the tables
-give medians; memory is the peak of a process that trains nothing else. It needs requirements-dev.txt.
+give medians; memory is the peak of a process that trains nothing else. It needs ../requirements-dev.txt.
 """
 
 import argparse
@@ -104,7 +104,8 @@ def compare_generation(args: argparse.Namespace) -> None:
             same = agreement(answers["ours"], answers[name]) if name != "ours" else ""
             print(f"{name:34}{rate:10,.0f}{medians['ours'] / rate:8.1f}   {same}")
     print("\ntokens/s: generated, </s> included. ratio: how many times faster ours is.")
-    print("x N: the number of batches at once; ours of a narrow model likewise, one a core, at most four.")
+    print("x N: the number of batches at once; ours of a narrow model likewise, one a core, at most four. ours,")
+    print("ctranslate2: smaller batches, as many for each core, and a beam search that waits longer (engines.py).")
 
 
 def read_prompts(path: Path | None) -> list[str]:
@@ -144,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     for package in args.needed:
         if not find_spec(package):
-            raise InputError(f"needs the package {package}; pip install -r requirements-dev.txt")
+            raise InputError(f"needs the package {package}; pip install -r ../requirements-dev.txt")
     args.compare(args)
 
 

@@ -63,14 +63,15 @@ def learning_rate(step: int, fraction: float, peak: float, warmup_steps: int) ->
 @dataclass
 class Trainer:
     """A model in training: update() is a training step, evaluate() scores the held-out pairs and keeps the weights
-    if they are good, train() is the loop around both, save() writes what restore() needs to continue exactly."""
+    unless earlier ones were significantly better, train() is the loop around both, save() writes what restore() needs
+    to continue exactly."""
 
     config: TrainConfig
     context: DistributedContext
     data: Data
     model: Transformer
     progress: Progress = field(default_factory=Progress)
-    kept: dict[str, Tensor] | None = None  # the best weights so far
+    kept: dict[str, Tensor] | None = None  # the weights to keep so far
     watched: dict[str, list[int]] = field(default_factory=dict)  # texts and their ids
     saved: bool = False  # True if there is a checkpoint of this run
     interrupt: Interrupt | None = None
@@ -243,7 +244,7 @@ def build_trainer(config: TrainConfig, context: DistributedContext) -> Trainer:
     if model is None:
         torch.manual_seed(config.seed)
         model = Transformer(config.model_config(data.tokenizer.get_vocab_size(), data.tokenizer.token_to_id(PAD)))
-    if not last and checkpoint.is_unfinished(config.checkpoint, config.output / "model" / "config.json"):
+    if not last and checkpoint.is_unfinished(config.checkpoint, config.output / "metrics.json"):
         warn(f"{config.checkpoint}: overwriting the checkpoint of an unfinished run (use --resume to continue it)")
     config = config.resolve(context.device, len(data.train.target.ids))
     trainer = Trainer(config, context, data, model.to(context.device))
@@ -277,7 +278,7 @@ def train(config: TrainConfig, context: DistributedContext) -> None:
 
 
 def save_model(trainer: Trainer, directory: Path) -> None:
-    """Write a model directory with the best weights, and remove the figures of the model that was there."""
+    """Write a model directory with the weights that were kept, and remove the figures of the model that was there."""
     if not trainer.progress.step:
         raise KeyboardInterrupt("interrupted before the first step; no model was written")
     if trainer.interrupted and not trainer.kept and directory.exists():

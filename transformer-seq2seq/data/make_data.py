@@ -44,10 +44,11 @@ def read_table(name: str, columns: str) -> Rows:
     except (OSError, UnicodeError) as error:
         stop(name, f"cannot be read: {error}")
     rows = [(f"{name} line {n}", [c.strip() for c in line.split("\t")]) for n, line in enumerate(lines, 1)]
+    needed = 2 if name == "free.tsv" else None
     for where, cells in rows:
         if name == "free.tsv" and len(cells) == 2:
             cells.append("")  # some editors drop the tab at the end of a line
-        if len(cells) != len(columns.split()) or not all(cells[:2]) or any('"' in cell for cell in cells):
+        if len(cells) != len(columns.split()) or not all(cells[:needed]) or any('"' in cell for cell in cells):
             stop(where, f"needs these columns, separated by tabs, no double quotes: {columns}")
     if not rows or rows[0][1] != columns.split():
         stop(f"{name} line 1", f"must name these columns, separated by tabs: {columns}")
@@ -82,6 +83,9 @@ def answers(all_facts: Rows, all_frames: Rows) -> tuple[list[Pair], list[Pair]]:
 
 def rewrites(nouns: Rows, verbs: Rows) -> tuple[list[Pair], list[Pair]]:
     """Draw 400 rewrites for training and 100 others whose word forms all occur in the 400."""
+    for where, (role, *_) in nouns:
+        if role not in ("subject", "object"):
+            stop(where, f"the role {role!r} must be subject or object")
     subjects = [cells[1:] for _, cells in nouns if cells[0] == "subject"]
     objects = {cells[1]: cells[1:] for _, cells in nouns if cells[0] == "object"}
     drawn: list[tuple[Pair, set[tuple[str, str]]]] = []

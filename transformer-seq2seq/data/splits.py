@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 Pair = tuple[str, str]  # source, target
 
@@ -26,7 +27,7 @@ def output_folder(args: argparse.Namespace) -> Path:
     return folder
 
 
-def stop(message: str) -> None:
+def stop(message: str) -> NoReturn:
     """Say what is wrong in one line, and end with status 2."""
     print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     sys.exit(2)

@@ -5,6 +5,7 @@ with them: prompts, token ids that each end in </s> -> for each prompt its hypot
 """
 
 import itertools
+import re
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -126,7 +127,7 @@ class CTranslate2Engine:
             at_once, translator = 1, self.start(1, self.cores)  # two would draw in an order of their own
             size = max(1, size // config.n_best)  # of prompts: each has n_best rows
             options = {
-                "num_hypotheses": config.n_best,
+                "num_hypotheses": config.n_best if config.top_k != 1 else 1,  # else all are the same, and refused
                 "sampling_temperature": config.temperature,
                 "sampling_topk": config.top_k if config.top_k < len(self.tokens) - 1 else 0,  # 0: all but <pad>
                 "sampling_topp": config.top_p,
@@ -162,7 +163,7 @@ class CTranslate2Engine:
         self, translator: Any, batches: Iterable[list[list[str]]], at_once: int, options: dict[str, Any]
     ) -> Iterator[list[Any]]:
         """Yield the ctranslate2.TranslationResults of each batch, in order. While Python looks at them, the next ones
-        are decoded, and one more waits. Memory aside, errors are those of a device."""
+        are decoded; while it waits for them, one more is queued. An interrupt waits for all of these."""
         running: deque[list[Any]] = deque()
         try:
             for prompts in batches:
@@ -172,7 +173,7 @@ class CTranslate2Engine:
             while running:
                 yield [one.result() for one in running.popleft()]
         except RuntimeError as error:
-            if "memory" in str(error):
+            if self.device == "cpu" or re.search("out of memory|allocate memory", str(error)):
                 raise
             raise InputError(f"CTranslate2 fails on device {self.device}: {error}; take cpu", "device") from None
 

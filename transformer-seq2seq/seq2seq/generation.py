@@ -133,13 +133,14 @@ def fast_top_candidates(log_probs: Tensor, sums: Tensor, sentence: list[int]) ->
 
 
 def batches_by_length(sources: list[list[int]], size: int, at_once: int = 1) -> list[list[int]]:
-    """Group sources of like length, the longest first -> the places of `size` of them, or fewer, in each group. Where
-    several are decoded at once, the groups are as many for each core, so that all cores end at about the same time."""
+    """Group sources of like length, the longest first -> the places of at most `size` of them in each group, of about
+    as many in all. Where several are decoded at once, each core has as many groups, so that all end at about the same
+    time."""
+    n, groups = len(sources), -(-len(sources) // size)
     if at_once > 1:
-        groups = at_once * (-(-len(sources) // size) // at_once + 1)
-        size = max(1, -(-len(sources) // groups))
-    order = sorted(range(len(sources)), key=lambda i: len(sources[i]), reverse=True)
-    return [order[start : start + size] for start in range(0, len(order), size)]
+        groups = min(n, at_once * (groups // at_once + 1))
+    order = sorted(range(n), key=lambda i: len(sources[i]), reverse=True)
+    return [order[i * n // groups : (i + 1) * n // groups] for i in range(groups)]
 
 
 def generate_all(

@@ -13,9 +13,10 @@ from .errors import InputError, warn
 from .progress import Progress
 
 
-def is_unfinished(path: Path, model: Path) -> bool:
-    """Return True if there is a checkpoint but no model made from it: the run was cut short."""
-    return path.exists() and not (model.exists() and model.stat().st_mtime_ns >= path.stat().st_mtime_ns)
+def is_unfinished(path: Path, made: Path) -> bool:
+    """Return True if there is a checkpoint, but what a run makes after it is missing or older: the run was cut
+    short."""
+    return path.exists() and not (made.exists() and made.stat().st_mtime_ns >= path.stat().st_mtime_ns)
 
 
 def previous(path: Path) -> Path:

@@ -147,6 +147,14 @@ def test_draws_have_the_log_probabilities_of_the_model_and_the_seed_decides_them
         assert hypotheses == sorted(hypotheses, key=lambda one: -one.log_probability)
 
 
+def test_draws_among_one_word_are_the_greedy_output():
+    """CTranslate2 takes top_k 1 for greedy decoding, which has one hypothesis."""
+    model = random_model(3)
+    prompts = random_prompts(model, 6)
+    drawn = decode(CTranslate2Engine(model, "cpu"), prompts, model, sample=True, top_k=1, n_best=5)
+    assert [one.ids for one, *_ in drawn] == [one.ids for (one,) in decode(PyTorchEngine(model), prompts, model)]
+
+
 def test_sessions_with_different_seeds_do_not_disturb_each_other():
     """Whichever is made first, or draws first; and a session goes on where it was."""
     model = random_model(3)
@@ -241,7 +249,8 @@ def test_a_device_that_fails_is_named(monkeypatch):
             raise RuntimeError("Library libcublas.so.12 is not found or cannot be loaded")
 
     monkeypatch.setattr(engine, "searcher", Broken())
-    with pytest.raises(InputError, match=r"fails on device cpu: Library libcublas.so.12 is not found .*; take cpu"):
+    monkeypatch.setattr(engine, "device", "cuda")
+    with pytest.raises(InputError, match=r"fails on device cuda: Library libcublas.so.12 is not found .*; take cpu"):
         decode(engine, random_prompts(model, 1), model)
 
 

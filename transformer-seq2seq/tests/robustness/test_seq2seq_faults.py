@@ -219,7 +219,10 @@ def test_a_run_that_did_not_end_is_not_written_over_without_a_word(interrupted, 
     assert "--resume" in warning
     begin("--resume")
     (folder / "model").mkdir()
-    (folder / "model" / "config.json").write_text("{}")  # it ended after all
+    (folder / "model" / "config.json").write_text("{}")  # an interrupt leaves a model, but no figures
+    begin()
+    assert "overwriting the checkpoint of an unfinished run" in capsys.readouterr().err
+    (folder / "metrics.json").write_text("{}")  # it ended after all
     begin()
     assert capsys.readouterr().err == ""
 
