@@ -120,7 +120,10 @@ def main() -> None:
     for name, items in (("train", train), ("held_out", held_out)):
         rows = ["sentence\tkey\tkind", *("\t".join(item[:3]) for item in items)]
         for file, lines in ((f"{name}.txt", [i.sentence for i in items]), (f"{name}.cloze.tsv", rows)):
-            (HERE / file).write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+            try:
+                (HERE / file).write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+            except OSError as error:
+                stop(file, f"cannot be written: {error.strerror}")
         print(f"{name}: {len(items)} sentences")
 
 

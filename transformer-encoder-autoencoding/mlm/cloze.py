@@ -1,6 +1,7 @@
 """Cloze tests: sentences with one word to hide. What a model fills in, and what a baseline does that needs no
 Transformer."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -51,9 +52,10 @@ class Cloze:
 
 
 def read_clozes(text_file: Path) -> list[Cloze]:
-    """Read the cloze tests beside a text file; there are none if there is no such file. A first line that names
-    the columns is not a test."""
-    path = text_file.parent / f"{text_file.stem}.cloze.tsv"
+    """Read the cloze tests beside a text file: my.cloze.tsv is that of my.txt and of my.txt.gz. There are none if there
+    is no such file. A first line that names the columns is not a test."""
+    stem = Path(re.sub(r"\.(gz|bz2|xz)$", "", text_file.name)).stem
+    path = text_file.parent / f"{stem}.cloze.tsv"
     if not path.is_file():
         return []
     with path.open("rb") as stream:

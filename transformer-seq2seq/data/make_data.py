@@ -140,7 +140,10 @@ def main() -> None:
     RANDOM.shuffle(train)
     for name, pairs in (("train.tsv", train), ("held_out.tsv", held_out)):
         lines = ["source\ttarget\tkind", *("\t".join(pair[:3]) for pair in pairs)]
-        (HERE / name).write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+        try:
+            (HERE / name).write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+        except OSError as error:
+            stop(name, f"cannot be written: {error.strerror}")
         print(f"{name}: {len(pairs)} pairs")
 
 

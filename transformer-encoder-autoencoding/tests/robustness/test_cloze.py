@@ -41,7 +41,7 @@ def write(folder, content):
 def test_cloze_tests_are_the_lines_below_the_header(tmp_path):
     path = write(tmp_path, "sentence\tkey\tkind\nThe cat sat\tcat\tfree\n\nA well-known dog\twell-known\tx\n")
     expected = [cloze("The cat sat", "cat"), cloze("A well-known dog", "well-known", "x")]
-    assert read_clozes(path) == expected
+    assert read_clozes(path) == expected == read_clozes(path.with_name(f"{path.name}.gz"))
 
 
 def test_without_a_cloze_file_there_are_no_tests(tmp_path):

@@ -1,5 +1,9 @@
-"""The public tasks are what they say: SCAN as it was published, and tasks whose answers follow from their rules."""
+"""The public tasks are what they say: SCAN as it was published, and tasks whose answers follow from their rules. The
+bundled pairs are those that their tables give."""
 
+import shutil
+import subprocess
+import sys
 from datetime import date
 
 import pytest
@@ -116,3 +120,56 @@ def test_a_folder_that_cannot_be_made_is_one_line(command, tmp_path, script):
     done = command(f"data/{script}", "--output", tmp_path / "file", fresh=True)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith(f"{script}: --output {tmp_path / 'file'}: cannot be made")
+
+
+# ---- the bundled pairs
+
+
+@pytest.fixture
+def make_data(folder, tmp_path):
+    """make_data(file, line) runs make_data.py on a copy of the tables, with one more line in a file.
+
+    -> exit status, stdout, stderr, and the files before and after.
+    """
+    shutil.copytree(folder / "data", tmp_path / "data")
+
+    def contents():
+        return {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir() if path.is_file()}
+
+    def run(file=None, line=None):
+        if file:
+            with (tmp_path / "data" / file).open("a", encoding="utf-8") as stream:
+                stream.write(line + "\n")
+        before = contents()
+        done = subprocess.run(
+            [sys.executable, "-B", tmp_path / "data" / "make_data.py"], capture_output=True, encoding="utf-8"
+        )
+        return done.returncode, done.stdout, done.stderr, before, contents()
+
+    return run
+
+
+def test_the_bundled_pairs_are_those_that_the_tables_give(make_data):
+    status, out, err, before, after = make_data()
+    assert (status, err) == (0, "") and "train.tsv: 1499 pairs" in out
+    assert before == after
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "reason"),
+    [
+        ("facts.tsv", "capital\tOz\tEmerald City", "one word"),
+        ("frames.tsv", "capital\tWhere is {subject}?", "needs these columns"),
+        ("rewrite_nouns.tsv", "subject\tdean\t", "needs these columns"),
+        ("rewrite_nouns.tsv", "subjet\tdean\tdeans", "the role 'subjet' must be subject or object"),
+        ("rewrite_verbs.tsv", "draws\tdraw\t\tmap", "needs these columns"),
+        ("rewrite_verbs.tsv", "draws\tdraw\tdrawn\t", "needs these columns"),
+        ("rewrite_verbs.tsv", "draws\tdraw\tdrawn\tunicorn", "the object 'unicorn' is not in"),
+        ("free.tsv", "AI improves healthcare\tAI makes medicine better\t", "is there already"),
+    ],
+)
+def test_a_line_that_breaks_a_rule_is_named_and_nothing_written(make_data, file, line, reason):
+    status, out, err, before, after = make_data(file, line)
+    assert (status, out, err.count("\n")) == (2, "", 1), err
+    assert err.startswith("make_data.py: ") and reason in err
+    assert before == after
