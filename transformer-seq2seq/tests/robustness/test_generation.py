@@ -69,18 +69,26 @@ def test_candidates_are_the_same_by_blocks(monkeypatch):
     assert len(by_blocks) == 1
 
 
+@pytest.fixture
+def set_threads():
+    """torch.set_num_threads, of which the test's end takes back what it did."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(
     ("d_model", "rows", "at_once", "threads_each"),
     [(128, 64, 3, 1), (128, 7, 1, 1), (256, 64, 1, 3)],
     ids=["narrow", "few rows", "wide"],
 )
-def test_cores_take_a_batch_each_or_share_one(d_model, rows, at_once, threads_each):
+def test_cores_take_a_batch_each_or_share_one(set_threads, d_model, rows, at_once, threads_each):
     model = Transformer(TransformerConfig(10, 9, d_model=d_model))
-    torch.set_num_threads(3)
+    set_threads(3)
     with side_by_side(model, rows) as count:
         assert (count, torch.get_num_threads()) == (at_once, threads_each)
     assert torch.get_num_threads() == 3
-    torch.set_num_threads(100)
+    set_threads(100)
     with side_by_side(model, rows) as count:
         assert count <= 4
 
