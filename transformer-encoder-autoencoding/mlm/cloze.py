@@ -1,7 +1,6 @@
 """Cloze tests: sentences with one word to hide. What a model fills in, and what a baseline does that needs no
 Transformer."""
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -12,7 +11,7 @@ from tokenizers import Encoding, Regex, Tokenizer, pre_tokenizers
 from encoder import MaskedLanguageModel
 
 from .common.errors import InputError, naming
-from .common.lines import normalize, numbered_lines
+from .common.lines import COMPRESSED, normalize, numbered_lines
 from .common.tfidf import Lookup
 from .filling import Query, predict
 from .tokenizer import WORD, SpecialIds, text_alone
@@ -54,8 +53,10 @@ class Cloze:
 def read_clozes(text_file: Path) -> list[Cloze]:
     """Read the cloze tests beside a text file: my.cloze.tsv is that of my.txt and of my.txt.gz. There are none if there
     is no such file. A first line that names the columns is not a test."""
-    stem = Path(re.sub(r"\.(gz|bz2|xz)$", "", text_file.name)).stem
-    path = text_file.parent / f"{stem}.cloze.tsv"
+    name = text_file.name
+    for suffix, _ in COMPRESSED.values():
+        name = name.removesuffix(suffix)
+    path = text_file.parent / f"{Path(name).stem}.cloze.tsv"
     if not path.is_file():
         return []
     with path.open("rb") as stream:

@@ -158,10 +158,10 @@ class MaskFiller:
         if seen != text.count(MASK):
             raise InputError(f"has {text.count(MASK)} {MASK}, but the tokenizer sees {seen}; put spaces around them")
 
-    def check_scorable(self, _: str, ids: list[int]) -> None:
+    def check_scorable(self, text: str, ids: list[int]) -> None:
         """Refuse a sentence that cannot be scored."""
-        self.check_unmasked(_, ids)
-        if set(ids) <= set(self.special.all):
+        self.check_unmasked(text, ids)
+        if not self.has_known(ids):
             raise InputError("the model knows none of its words, so there is nothing to score")
 
     def check_unmasked(self, _: str, ids: list[int]) -> None:
@@ -172,7 +172,11 @@ class MaskFiller:
     def knows(self, sentence: Sentence) -> bool:
         """Return True if the model knows a word of a sentence, False if it could not be scored for that reason; refuse
         one that cannot be scored for another."""
-        return not set(self.encode(sentence, {}, self.check_unmasked).ids) <= set(self.special.all)
+        return self.has_known(self.encode(sentence, {}, self.check_unmasked).ids)
+
+    def has_known(self, ids: list[int]) -> bool:
+        """Return True if one of the tokens is none of the special ones."""
+        return not set(ids) <= set(self.special.all)
 
 
 def numbered(sentences: str | Iterable[str]) -> Iterator[Sentence]:

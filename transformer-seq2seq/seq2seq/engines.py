@@ -5,7 +5,6 @@ with them: prompts, token ids that each end in </s> -> for each prompt its hypot
 """
 
 import itertools
-import re
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from decoding import Hypothesis, Sampler
 from transformer import MultiHeadAttention, Transformer
 
+from .common.command_line import explain
 from .common.errors import InputError
 from .config import GenerationConfig
 from .generation import batches_by_length, generate_all, require_outputs
@@ -127,7 +127,7 @@ class CTranslate2Engine:
             at_once, translator = 1, self.start(1, self.cores)  # two would draw in an order of their own
             size = max(1, size // config.n_best)  # of prompts: each has n_best rows
             options = {
-                "num_hypotheses": config.n_best if config.top_k != 1 else 1,  # else all are the same, and refused
+                "num_hypotheses": 1 if config.top_k == 1 else config.n_best,  # top_k 1 is greedy
                 "sampling_temperature": config.temperature,
                 "sampling_topk": config.top_k if config.top_k < len(self.tokens) - 1 else 0,  # 0: all but <pad>
                 "sampling_topp": config.top_p,
@@ -173,7 +173,7 @@ class CTranslate2Engine:
             while running:
                 yield [one.result() for one in running.popleft()]
         except RuntimeError as error:
-            if self.device == "cpu" or re.search("out of memory|allocate memory", str(error)):
+            if self.device == "cpu" or explain(error):  # too little memory
                 raise
             raise InputError(f"CTranslate2 fails on device {self.device}: {error}; take cpu", "device") from None
 

@@ -133,9 +133,9 @@ def fast_top_candidates(log_probs: Tensor, sums: Tensor, sentence: list[int]) ->
 
 
 def batches_by_length(sources: list[list[int]], size: int, at_once: int = 1) -> list[list[int]]:
-    """Group sources of like length, the longest first -> the places of at most `size` of them in each group, of about
-    as many in all. Where several are decoded at once, each core has as many groups, so that all end at about the same
-    time."""
+    """Group sources of like length, the longest first -> the places of the sources in each group. All groups are about
+    as large, at most `size`. Where several are decoded at once, each core has as many groups, so that all end at about
+    the same time."""
     n, groups = len(sources), -(-len(sources) // size)
     if at_once > 1:
         groups = min(n, at_once * (groups // at_once + 1))

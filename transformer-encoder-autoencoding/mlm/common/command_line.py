@@ -211,7 +211,8 @@ def explain(error: Exception) -> str | None:
         return describe(error)
     if isinstance(error, OSError):
         return f"{error.filename or 'output'}: {error.strerror or error}{REMEDIES.get(error.errno, '')}"
-    if isinstance(error, MemoryError) or re.search("out of memory|allocate memory", str(error)):  # PyTorch's words
+    in_words = isinstance(error, RuntimeError) and re.search("out of memory|allocate memory", str(error))  # PyTorch's
+    if isinstance(error, MemoryError) or in_words:
         return "not enough memory; choose smaller sizes or a smaller batch"
     return None
 

@@ -190,9 +190,9 @@ def serve(work: Work, parent: Connection) -> None:
             try:
                 parent.send(work(job, lambda: parent.send(None)))
             except Exception as error:
-                if not explain(error):
+                if not (reason := explain(error)):
                     raise
-                parent.send(error if isinstance(error, InputError) else InputError(explain(error)))
+                parent.send(InputError(reason))
     except (EOFError, ConnectionError):  # the parent is gone
         return
 
