@@ -36,7 +36,7 @@ from seq2seq.common.budget import Budget
 from seq2seq.common.command_line import Interrupt, Parser, add_flags, from_flags, pick_device
 from seq2seq.common.distributed import DistributedContext, seed_all
 from seq2seq.common.errors import InputError, warn
-from seq2seq.common.fast_cpu import fast_training, short_row_attention
+from seq2seq.common.fast_cpu import fast_training
 from seq2seq.common.files import output_lock
 from seq2seq.common.progress import Progress, show_record
 from seq2seq.config import RESUME_INVARIANTS, TrainConfig
@@ -116,7 +116,7 @@ class Trainer:
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Compute the label-smoothed loss and -log p of a batch's labels under teacher forcing, summed (nats)."""
         scored = batch.labels != IGNORE
-        with fast_training(self.context.device, self.config.precision, short_row_attention):
+        with fast_training(self.context.device, self.config.precision):
             hidden_states = self.model.hidden_states(batch.source, batch.target)[scored]  # (N, D)
         weight, bias = self.model.embeddings.token.weight, self.model.output_bias
         labels, smoothing = batch.labels[scored], self.config.label_smoothing

@@ -4,7 +4,6 @@ are never in memory at once."""
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .common.fast_cpu import pad_rows_bf16
@@ -13,38 +12,44 @@ IGNORE = -100  # the label of padding, which PyTorch's cross-entropy skips
 CHUNK = 512  # positions whose logits are held at once
 
 
-def summed_nll(rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
-    """Compute -log p(y), summed, in the type of its arguments: rows (N, D), weight (V, D), bias (V,), labels (N,)."""
-    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK, chunking_method=None, acc_policy="compact")
-    return F.linear_cross_entropy(rows, weight, labels, linear_bias=bias, reduction="sum", options=options)
-
-
-class SummedInFp32(torch.autograd.Function):
-    """summed_nll in bfloat16, of which each chunk's sums are added in fp32: in bfloat16 itself a count above 256
-    stops growing. As in PyTorch's own function, the gradients are computed on the way forward."""
+class SummedLoss(torch.autograd.Function):
+    """The sums that token_losses returns. Their gradients are computed on the way forward, where the logits are at
+    hand; each chunk's are added in fp32, because in bfloat16 a count above 256 stops growing."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
-        """Compute the sum for rows (N, D) in bfloat16, weight (V, D) and bias (V,) in fp32."""
-        narrow = [x.detach().to(rows.dtype).requires_grad_() for x in (weight, bias)]
-        total, sums = torch.zeros((), device=rows.device), [torch.zeros_like(x) for x in (weight, bias)]
-        of_rows = []
-        for part, their_labels in zip(rows.split(CHUNK), labels.split(CHUNK), strict=True):
-            with torch.enable_grad():
-                inputs = [part.detach().requires_grad_(), *narrow]
-                nll = summed_nll(*inputs, their_labels)
-            gradients = torch.autograd.grad(nll, inputs)
-            total += nll.detach()
-            of_rows.append(gradients[0])
-            for sum_, gradient in zip(sums, gradients[1:], strict=True):
-                sum_ += gradient
-        ctx.save_for_backward(torch.cat(of_rows), *sums)
-        return total
+    def forward(
+        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, smoothing: float
+    ) -> tuple[Tensor, Tensor]:
+        """Compute in the type of rows (M, D), of which the first N have a label."""
+        narrow, narrow_bias = weight.to(rows.dtype), bias.to(rows.dtype)
+        mean_weight, mean_bias = narrow.mean(dim=0), bias.mean()
+        of_rows, of_weight, of_bias = torch.empty_like(rows), torch.zeros_like(weight), torch.zeros_like(bias)
+        buffer = rows.new_empty(min(CHUNK, len(rows)), len(weight))
+        nll = spread = torch.zeros((), device=rows.device)  # sums of -log p(y) and of z_y - mean_v z_v
+        for h, of_h, y in zip(rows.split(CHUNK), of_rows.split(CHUNK), labels.split(CHUNK), strict=True):
+            z = torch.addmm(narrow_bias, h, narrow.T, out=buffer[: len(h)])  # (CHUNK, V)
+            place = torch.arange(len(y), device=y.device), y
+            z_y = z[place]
+            p = torch.softmax(z, dim=-1, out=z)
+            nll = nll - p[place].float().clamp_min(torch.finfo(torch.float32).tiny).log().sum()
+            spread = spread + (z_y - h[: len(y)] @ mean_weight - mean_bias).sum()
+            p[place] -= 1 - smoothing
+            p[len(y) :] = 0
+            torch.mm(p, narrow, out=of_h)
+            of_weight += p.T @ h
+            of_bias += p.sum(dim=0)
+        uniform = smoothing / len(weight)  # its share of the gradient is smaller than bfloat16 resolves beside p
+        of_rows[: len(labels)] -= smoothing * mean_weight
+        of_weight -= uniform * rows[: len(labels)].sum(dim=0, dtype=torch.float32)
+        of_bias -= uniform * len(labels)
+        ctx.save_for_backward(of_rows, of_weight, of_bias)
+        ctx.mark_non_differentiable(nll)
+        return nll + smoothing * spread, nll
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Scale the gradients of the sum."""
-        return *(gradient.to(saved.dtype) * saved for saved in ctx.saved_tensors), None
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the gradients of the loss."""
+        return *(gradient.to(saved.dtype) * saved for saved in ctx.saved_tensors), None, None
 
 
 def token_losses(
@@ -52,22 +57,12 @@ def token_losses(
 ) -> tuple[Tensor, Tensor]:
     """Compute cross-entropy with label smoothing (Szegedy et al. 2016, section 7), summed over N scored tokens.
 
-        z = h weight^T + bias,  -log p(y) = log sum_v exp(z_v) - z_y
+        z = h weight^T + bias,  p = softmax(z)
         loss = (1 - e) (-log p(y)) + e mean_v(-log p(v)) = -log p(y) + e (z_y - mean_v z_v)
+        d loss / d z_v = p(v) - (1 - e) [v = y] - e / V
 
-    The second form needs all logits z for -log p(y) alone, and PyTorch computes that with its gradients
-    chunk by chunk. hidden_states h (N, D), weight (V, D), bias (V,), whose last row is <pad>'s and is left
-    out; labels y (N,) -> that sum, and the sum of -log p(y) alone (nats; in bf16 to three digits).
+    hidden_states h (N, D), weight (V, D), bias (V,), whose last row is <pad>'s and is left out; labels y (N,) -> that
+    sum, and the sum of -log p(y) alone, which has no gradient (nats, at most 87 a token; in bf16 to three digits).
     """
-    weight, bias = weight[:-1], bias[:-1]
-    if precision == "bf16":
-        rows = pad_rows_bf16(hidden_states)
-        added = len(rows) - len(labels)  # which are not scored
-        nll = SummedInFp32.apply(rows, weight, bias, F.pad(labels, (0, added), value=IGNORE))
-    else:
-        nll = summed_nll(hidden_states, weight, bias, labels)
-    if not smoothing:
-        return nll, nll
-    hidden_states = hidden_states.float()
-    spread = (hidden_states * (F.embedding(labels, weight) - weight.mean(dim=0))).sum()
-    return nll + smoothing * (spread + (bias[labels] - bias.mean()).sum()), nll
+    rows = pad_rows_bf16(hidden_states) if precision == "bf16" else hidden_states
+    return SummedLoss.apply(rows, weight[:-1], bias[:-1], labels, smoothing)

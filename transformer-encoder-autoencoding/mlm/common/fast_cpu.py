@@ -11,7 +11,7 @@ shows the gain.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -43,7 +43,8 @@ def byte_dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool
         return F.dropout(x, p)
     draws = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)  # all 64 bits
     bytes_ = draws.view(torch.uint8)[: x.numel()].view(x.shape)
-    return x * ((bytes_ >= dropped) * x.new_tensor(256 / (256 - dropped)))
+    kept = torch.ge(bytes_, dropped, out=torch.empty_like(x))  # 0 or 1; PyTorch is slow at products with bool
+    return x * kept.mul_(256 / (256 - dropped))
 
 
 def pad_rows_bf16(x: Tensor) -> Tensor:
@@ -84,41 +85,70 @@ def padded_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     return PaddedLinear.apply(x, weight, weight.new_zeros(len(weight)) if bias is None else bias)
 
 
-def fp32_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-    """Compute F.scaled_dot_product_attention in fp32, whatever the precision of the arguments."""
-    with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=attn_mask)
+class ShortRowAttention(torch.autograd.Function):
+    """Attention to a few dozen keys in fp32, both ways by hand: each tensor is widened, transposed and padded in one
+    copy. Keys that nobody may attend to are added, because a softmax whose rows do not fill the processor's vectors
+    takes several times as long.
 
-
-def short_row_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-    """Compute fp32_attention, spelled out if there is a mask of at most MAX_SHORT_ROW keys.
-
-    q (B, H, T, K), k and v (B, H, S, K), attn_mask bool, broadcastable to (B, H, T, S) -> (B, H, T, K). Keys
-    that nobody may attend to are added: a softmax whose rows do not fill the processor's vectors takes
-    several times as long.
+        S = Q K^T / sqrt(d_k),  P = softmax(S),  O = P V
+        dV = P^T dO,  dP = dO V^T,  dS = P (dP - sum_s P dP),  dQ = dS K / sqrt(d_k),  dK = dS^T Q / sqrt(d_k)
     """
-    if attn_mask is None or k.size(2) > MAX_SHORT_ROW:
-        return fp32_attention(q, k, v, attn_mask)
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """Compute q (B, H, T, K), k and v (B, H, S, K), mask bool, broadcastable to (B, H, T, S) -> (B, H, T, K)."""
+        ctx.n_keys, ctx.scale, ctx.type = k.size(2), q.size(-1) ** -0.5, q.dtype
+        added = -ctx.n_keys % VECTOR
+        q, k, v = widened(q).mul_(ctx.scale), widened(k, added), widened(v, added)
+        never = F.pad(~mask, (0, added), value=True)
+        scores = (q @ k.mT).add_(torch.zeros(never.shape).masked_fill_(never, -math.inf))
+        weights = torch.softmax(scores, dim=-1, out=scores)
+        ctx.save_for_backward(q, k, v, weights)
+        return narrowed(weights @ v, ctx.type)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Turn the gradient of the output (B, H, T, K) into those of q, k and v."""
+        q, k, v, weights = ctx.saved_tensors
+        gradient = widened(gradient)
+        of_v, of_scores = weights.mT @ gradient, gradient @ v.mT
+        of_scores = torch._softmax_backward_data(of_scores, weights, -1, torch.float32)
+        of_q, of_k = (of_scores @ k).mul_(ctx.scale), of_scores.mT @ q
+        return *(narrowed(x, ctx.type) for x in (of_q, of_k[:, :, : ctx.n_keys], of_v[:, :, : ctx.n_keys])), None
+
+
+def widened(x: Tensor, added: int = 0) -> Tensor:
+    """Return x (B, H, S, K) in fp32 with rows of zeros added to S, in the order of its dimensions in memory."""
+    wide = torch.empty(*x.shape[:2], x.size(2) + added, x.size(3))
+    wide[:, :, : x.size(2)] = x
+    wide[:, :, x.size(2) :] = 0
+    return wide
+
+
+def narrowed(x: Tensor, kind: torch.dtype) -> Tensor:
+    """Return x (B, H, S, K) in another type, in memory as (B, S, H, K): so the linear layers want it."""
+    return torch.empty(x.transpose(1, 2).shape, dtype=kind).transpose(1, 2).copy_(x)
+
+
+def fp32_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+    """Compute F.scaled_dot_product_attention in fp32, whatever the precision of the arguments: by ShortRowAttention if
+    there is a mask of at most MAX_SHORT_ROW keys."""
     with torch.autocast("cpu", enabled=False):
-        q, k, v = q.float(), k.float(), v.float()
-        added = -k.size(2) % VECTOR
-        k, v = (F.pad(x, (0, 0, 0, added)) for x in (k, v))
-        never = F.pad(~attn_mask, (0, added), value=True)
-        bias = torch.zeros(never.shape).masked_fill_(never, -math.inf)
-        scores = (q / math.sqrt(q.size(-1))) @ k.mT
-        return scores.add_(bias).softmax(dim=-1) @ v
+        if attn_mask is not None and k.size(2) <= MAX_SHORT_ROW:
+            return ShortRowAttention.apply(q, k, v, attn_mask)
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=attn_mask)
 
 
 class FastCpuOps(TorchFunctionMode):
     """Inside this context F.linear, F.dropout and F.scaled_dot_product_attention are replaced by the faster
     versions above."""
 
-    def __init__(self, attention: Callable[..., Tensor]):
+    def __init__(self):
         super().__init__()
         self.faster = {
             F.linear: padded_linear,
             F.dropout: byte_dropout,
-            F.scaled_dot_product_attention: attention,
+            F.scaled_dot_product_attention: fp32_attention,
         }
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -126,11 +156,8 @@ class FastCpuOps(TorchFunctionMode):
 
 
 @contextmanager
-def fast_training(
-    device: torch.device, precision: str, attention: Callable[..., Tensor] = fp32_attention
-) -> Iterator[None]:
-    """Run a model forward in this precision, on a CPU with FastCpuOps. attention: fp32_attention or
-    short_row_attention."""
-    functions = FastCpuOps(attention) if device.type == "cpu" else nullcontext()
+def fast_training(device: torch.device, precision: str) -> Iterator[None]:
+    """Run a model forward in this precision, on a CPU with FastCpuOps."""
+    functions = FastCpuOps() if device.type == "cpu" else nullcontext()
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"), functions:
         yield

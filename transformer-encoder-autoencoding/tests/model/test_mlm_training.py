@@ -110,8 +110,11 @@ def test_a_step_follows_the_gradient_of_the_hidden_tokens_alone(begin, seen):
     others = [weight for name, weight in reference.named_parameters() if any(part in name for part in kept)]
     groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
     torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.98)).step()
-    for name, tensor in reference.state_dict().items():
-        torch.testing.assert_close(trainer.model.state_dict()[name], tensor, rtol=0, atol=1e-5)
+    for name, weight in reference.named_parameters():
+        # a key's bias changes no softmax: its gradient is zero but for rounding, which Adam would blow up
+        certain = (weight.grad == 0) | (weight.grad.abs() > 1e-7)
+        assert certain.all() or (name.endswith("qkv.bias") and certain.sum() >= 2 / 3 * len(certain))
+        torch.testing.assert_close(trainer.model.state_dict()[name][certain], weight[certain], rtol=0, atol=1e-5)
     progress = trainer.progress
     assert (progress.step, progress.tokens) == (1, n_tokens)
     assert progress.nll / progress.nll_tokens == pytest.approx(loss.item(), abs=1e-5)
