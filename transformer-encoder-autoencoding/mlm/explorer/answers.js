@@ -2,6 +2,7 @@
 
 /** Answer all that the page asks of a sentence, the most important first. */
 async function answer(sentence, { hidden, off, place: chosen, matters }, job) {
+  view.matters.expect();
   const asked = filler.hide(sentence.ids, hidden);
   const { states, weights } = await filler.model.encode(asked, off, job);
   const masks = asked.flatMap((token, i) => (token === data.special.mask ? [i] : []));
@@ -10,15 +11,18 @@ async function answer(sentence, { hidden, off, place: chosen, matters }, job) {
   const words = asked.map((token, i) => (token === data.special.mask ? "[MASK]" : sentence.shown[i]));
   maps = AttentionMaps.ofLayers(weights, HEADS, { from: words, to: words });
   showTokens(sentence, hidden, place);
+  $("perplexity").replaceChildren();
   showGuesses(sentence, guesses);
   lookAt(place);
   showAttention();
   for (const [i, { best }] of guesses) view.sentence.showMeter(i, best[0]);
 
-  const question = { ids: asked, place, states, off, truth: sentence.ids[place] };
+  const question = { ids: asked, place, states, maps, off, truth: sentence.ids[place] };
   if (place !== null && !guesses.has(place)) {
     question.ids = filler.hideFrom(asked, sentence.words, place);
-    question.states = (await filler.model.encode(question.ids, off, job)).states;
+    const alone = await filler.model.encode(question.ids, off, job);
+    question.states = alone.states;
+    question.maps = AttentionMaps.ofLayers(alone.weights, HEADS, { from: words, to: words });
     guesses.set(place, filler.guess(question.states.at(-1), place, sentence.ids[place]));
     showGuesses(sentence, guesses);
   }
@@ -38,13 +42,13 @@ async function compare(sentence, { ids, place, states, off, truth }, job) {
   const token = data.tokens[id];
   const title = ["The answer at ", make("bdi", "", sentence.shown[place])];
   const change = off.size ? now[id] - then[id] : null;
-  view.compare.show({ title, before: filler.likeliest(then), after: filler.likeliest(now), answer: token, change });
+  view.compare.show({ title, before: filler.likeliest(then), after: filler.likeliest(now), answer: { id, token }, change });
   view.changed.say(token, then[id], now[id]);
   const rows = states.map((layer, i) => ({
     name: i === 0 ? "embeddings" : `layer ${i}`,
     best: filler.likeliest(i === LAYERS ? now : filler.logProbs(layer, place)),
   }));
-  view.lens.show(rows, token);
+  view.lens.show(rows, id);
   return { id, token, logProb: now[id] };
 }
 
@@ -60,13 +64,13 @@ async function scoreEach(sentence, hidden, masks, off, job) {
     n++;
   }
   const total = Math.exp(Math.min(700, sum / n));
-  $("perplexity").replaceChildren("Under each word, how likely it is from the others. ");
+  $("perplexity").replaceChildren("Under each word: how likely it is, given the others. ");
   const written = total < 1e4 ? total.toFixed(2) : total.toLocaleString("en", { maximumSignificantDigits: 2 });
   if (n) $("perplexity").append("Pseudo-perplexity ", make("b", "figure", written));
 }
 
 /** Switch off one part after the other, and note what the answer loses. */
-async function findWhatMatters({ ids, place, off }, { id, token, logProb }, job) {
+async function findWhatMatters({ ids, place, maps, off }, { id, token, logProb }, job) {
   const changes = new Map();
   const entropy = (name) => {
     const [layer, head] = name.split(".").slice(1).map(Number);

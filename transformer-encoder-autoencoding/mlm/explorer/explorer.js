@@ -24,6 +24,7 @@ const state = {
 const jobs = new Jobs();
 let sentence = null; // the last that was not refused
 let maps = null;
+let typed = null; // what the reader had asked before the training was replayed: { text, hidden, place }
 
 // ---- from the text to its answers
 
@@ -79,7 +80,7 @@ function lookAt(place) {
   if (place !== view.place) view.map.choose(place === null ? null : { side: "from", index: place });
   view.place = place;
   for (const id of ["compare", "matters", "lens"]) $(id).hidden = place === null;
-  const note = place === null ? "Hide a word, or choose the bar under one, to see its answer here." : LENS_NOTE;
+  const note = place === null ? "Hide a word, or click the bar under one, to see the model's answer here." : LENS_NOTE;
   $("lens-note").textContent = note;
   if (!state.matters) view.matters.clear();
 }
@@ -100,6 +101,7 @@ function showReading({ text, words, guesses, weights }) {
     hidden: isHidden(i),
   }));
   if (!filler) $("sentence").textContent = text;
+  $("perplexity")?.replaceChildren(); // it is of the trained model, and of the text as typed
   view.sentence.showTokens(tokens, null);
   guesses.forEach((guess, i) => guess?.itself != null && view.sentence.showMeter(i, guess.itself));
   view.sentence.showGuesses(shown.map((i) => {
@@ -128,18 +130,19 @@ function showHead({ layer, head }) {
 }
 
 function showNote({ why, ids }) {
-  const unknown = ids?.includes(data.special.unk) ? "[UNK]: a word that the model does not know." : "";
+  const unknown = ids?.includes(data.special.unk) ? "[UNK] is a word that the model does not know." : "";
   $("note").textContent = why ?? unknown;
   $("note").classList.toggle("refused", Boolean(why));
   $("text").setAttribute("aria-invalid", Boolean(why));
-  $("answer").classList.toggle("stale", Boolean(why));
+  document.querySelector("main").classList.toggle("stale", Boolean(why));
+  $("answer").inert = Boolean(why);
   document.title = `${state.text} – attention`;
 }
 
 function showOff() {
   if (!filler) return;
   view.switches.show(state.off);
-  view.changed.show(state.off);
+  view.changed.show(state.moment ? ALL_ON : state.off); // at a moment of the training all parts were on
 }
 
 // ---- what the user does
@@ -153,13 +156,14 @@ function look(change) {
 
 /** Type: what was hidden stays so, wherever its token is now. */
 function type(text) {
-  const before = sentence?.ids ?? [];
+  const before = (state.moment ? filler.encode(state.text).ids : sentence?.ids) ?? [];
   const { ids: after = before } = filler.encode(text);
   const moved = (position) => follow(before, after, position);
   const hidden = new Set([...state.hidden].map(moved).filter((position) => position !== null));
-  state.moment = null;
-  update({ text, hidden, place: state.place === null ? null : moved(state.place) });
+  typed = null;
+  update({ text, hidden, place: state.place === null ? null : moved(state.place), moment: null });
   view.replay?.end();
+  view.tryThis.end();
 }
 
 /** Find where a token is after an edit in the midst of a sentence, null if it is gone. */
@@ -175,8 +179,9 @@ function follow(before, after, position) {
 function hideOrShow(position) {
   const single = state.moment ?? data.reading; // there each word is hidden alone
   const hidden = new Set(single ? [] : state.hidden);
+  if (!single && sentence.ids[position] === data.special.mask) return update({ place: position });
   if (state.hidden.has(position)) hidden.delete(position);
-  else if (single || sentence.ids[position] !== data.special.mask) hidden.add(position);
+  else hidden.add(position);
   update({ hidden, place: single || hidden.size === 0 ? null : hidden.has(position) ? position : null });
 }
 

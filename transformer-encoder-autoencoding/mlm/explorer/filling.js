@@ -23,7 +23,7 @@ class Filler {
       return { why: "The sentence is empty; type some words." };
     }
     const typed = [pad, unk, cls, sep].map((token) => this.tokens[token]).find((name) => text.includes(name));
-    if (typed) return { why: `${typed} is a token of the model's own; leave it out.` };
+    if (typed) return { why: `${typed} is one of the model's special tokens; leave it out.` };
     if (ids.length > this.limit) {
       return { why: `The sentence has ${ids.length} tokens, and the model takes ${this.limit}; shorten it.` };
     }

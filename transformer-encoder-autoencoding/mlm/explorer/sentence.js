@@ -44,7 +44,7 @@ class Sentence {
   makeMeter(position) {
     const meter = make("button", "meter", "", { type: "button", "aria-pressed": position === this.place });
     meter.append(make("span", "weight"), make("bdi", "figure", ""));
-    meter.addEventListener("click", () => this.onPlace(position));
+    meter.addEventListener("click", () => this.onPlace(position === this.place ? null : position));
     meter.dataset.position = position;
     this.meters.push(meter);
     return meter;

@@ -10,9 +10,10 @@ const partNames = layerNumbers.flatMap((l) => [
 function makeExperiments() {
   const clear = { text: data.text, hidden: new Set(), place: null, off: ALL_ON, matters: false, moment: null };
   const { ids } = filler.encode(data.text);
-  const seen = ids.flatMap((token, i) => (filler.isWord(token) && token !== data.special.mask ? [i] : []));
+  const { mask: hides, unk } = data.special;
+  const seen = ids.flatMap((token, i) => (filler.isWord(token) && token !== hides && token !== unk ? [i] : []));
   const parts = [`encoder.${LAYERS}`, `encoder-ff.${LAYERS}`];
-  const mask = ids.indexOf(data.special.mask);
+  const mask = ids.indexOf(hides);
   const asked = mask < 0 ? seen.at(-1) : mask; // where the text has no [MASK], its last word is asked for
   const last = mask < 0 ? { place: asked } : {};
   const more = seen.find((i) => i !== asked);
@@ -30,8 +31,8 @@ function makeExperiments() {
     {
       name: "Another order",
       ask:
-        "The same words backwards. Which words does the model find less likely now, and does it still find the " +
-        "hidden one?",
+        "The same words backwards. Which words does the model find less likely now" +
+        (mask < 0 ? "?" : ", and does it still find the hidden one?"),
       state: () => ({ ...clear, text: data.text.trim().split(/\s+/).reverse().join(" ") }),
     },
     {
@@ -44,13 +45,13 @@ function makeExperiments() {
     {
       name: "Which head matters?",
       ask:
-        "The page has chosen the word that the model is least sure of, among those that it guesses right. Below, " +
-        "each part has been switched off in turn. Which head does this word need most, and is that the head with the " +
+        "The page has chosen a hidden word, if it can the one that the model is least sure of among those that it " +
+        "guesses right. Below, each part has been switched off in turn. Which head does it need most, and is that the one with the " +
         "sharpest attention? Switch it off: which words come instead?",
       state: async (job) => ({ ...clear, matters: true, place: (await filler.findUnsure(data.text, job)) ?? asked }),
     },
     {
-      name: "One layer less",
+      name: "One layer fewer",
       ask:
         "The last layer adds nothing now. Is the answer still there? “Layer by layer”, below, shows at which layer " +
         "it is found.",
@@ -65,7 +66,7 @@ function makeChain() {
     { name: `encoder.${l}`, label: `attention ${l}` },
     { name: `encoder-ff.${l}`, label: `feed-forward ${l}` },
   ]);
-  return [{ title: "words", parts: [{ name: "positions", label: "positions" }, ...layers], end: "answer" }];
+  return [{ title: "words", label: "Parts of the model", parts: [{ name: "positions", label: "positions" }, ...layers], end: "answer" }];
 }
 
 const mattersRows = layerNumbers.map((l) => ({
@@ -85,14 +86,15 @@ function removeWhatIsNot() {
   for (const element of document.querySelectorAll(filler ? ".still" : ".live")) element.remove();
   const { n_layers, n_heads, d_model } = data.config;
   $("sizes").textContent =
-    `Encoder of ${n_layers} layers with ${n_heads} heads each, ${d_model} numbers a word` +
+    `Encoder of ${count(n_layers, "layer")} with ${count(n_heads, "head")} each, ${d_model} numbers per word` +
     (filler ? "; it runs in this page" : "");
-  if (!filler) $("why").textContent = data.why ?? "";
+  if (!filler) $("why").textContent = (data.why ?? "").replace(/^./, (letter) => letter.toUpperCase());
 }
 
 removeWhatIsNot();
 const link = new Link((values) => {
   restore(values);
+  typed = null;
   refresh({ moment: null });
   view.replay?.end();
 });
@@ -115,10 +117,12 @@ if (filler) {
     onPick: pick,
   });
   const set = async (experiment, job) => {
-    refresh(await experiment(job));
+    const change = await experiment(job);
+    typed = null;
+    refresh(change);
     view.replay?.end();
   };
-  new TryThis($("try"), makeExperiments(), (experiment) => {
+  view.tryThis = new TryThis($("try"), makeExperiments(), (experiment) => {
     view.replay?.pause();
     jobs.run((job) => set(experiment, job));
   });
@@ -132,8 +136,11 @@ if (filler) {
 
 /** Show a moment of the training: what the model made of a text then; null: the model that the page carries. */
 function showMoment(moment) {
-  const isNew = moment && moment.text !== state.text;
-  if (isNew) Object.assign(state, { text: moment.text, hidden: new Set(), place: null });
+  const { text, hidden, place } = state;
+  if (moment) typed ??= { text, hidden, place };
+  if (moment && moment.text !== text) Object.assign(state, { text: moment.text, hidden: new Set(), place: null });
+  if (!moment) Object.assign(state, typed);
+  if (!moment) typed = null;
   refresh({ moment });
 }
 

@@ -359,7 +359,7 @@ def test_a_sentence_that_is_refused_says_so_in_place(opened, written):
         for text, said in (
             ("  ", "The sentence is empty; type some words."),
             ("the " * 40, "The sentence has 42 tokens, and the model takes 24; shorten it."),
-            ("the [SEP] cat", "[SEP] is a token of the model's own; leave it out."),
+            ("the [SEP] cat", "[SEP] is one of the model's special tokens; leave it out."),
         ):
             write(page, text)
             assert page.locator("#note").inner_text() == said
@@ -415,6 +415,7 @@ def test_a_head_switched_off_changes_the_answer_as_pytorch_says(opened, written,
             change = float(page.locator("#compare b").inner_text().replace("−", "-"))
             assert change == pytest.approx((now[best] - then[best]).item(), abs=0.006)
             assert page.locator("#changed").inner_text().startswith(f"Off: layer {name[8]}, head {name[10]}.")
+            assert f"Off as well: layer {name[8]}, head {name[10]}." in page.locator("#switches").inner_text()
             click(page, "#changed button")
         assert guesses(page) == five(filler, log_probs(filler, SENTENCE))
         assert not page.locator("#changed").is_visible()
@@ -435,6 +436,26 @@ def test_what_matters_names_the_head_that_pytorch_finds(opened, written, filler)
         said = page.locator("#strongest").inner_text()
         assert "most: without it" in said and f"needs layer {strongest[1]}, head {strongest[2]} most" in said
         assert [len(row) for row in rows] == [4, 4]
+
+
+def test_what_matters_for_a_word_that_is_shown_is_what_matters_where_it_is_hidden(opened, made):
+    """The page hides it for the question, and the attention must be that of the question, too."""
+    with opened(made("the cat sat on the mat")) as page:
+        click(page, ".meter", 1)
+        click(page, "#what-matters")
+        shown = texts(page, ".matters button")
+        click(page, ".chip", 1)
+        assert texts(page, ".matters button") == shown
+
+
+def test_a_mask_of_the_text_is_looked_at_by_a_click_and_a_bar_is_let_go(opened, made):
+    with opened(made(f"{MASK} cat {MASK}")) as page:
+        for chip in (2, 0):
+            click(page, ".chip", chip)
+            assert page.locator(".meter[aria-pressed=true]").get_attribute("data-position") == str(chip + 1)
+        click(page, ".meter", 1)
+        click(page, ".meter", 1)
+        assert page.locator(".meter[aria-pressed=true]").get_attribute("data-position") == "1"  # the first [MASK] again
 
 
 def test_each_layers_output_is_read_as_the_last_one_is(opened, written, filler):
@@ -569,9 +590,26 @@ def test_training_is_replayed(opened, made):
         assert texts(page, "#from bdi") == ["[CLS]", "early", "[SEP]"]
         assert page.locator(".cell [aria-checked=false]").count() == 0  # all parts were on then
         assert page.locator("#apart").get_attribute("inert") is not None
+        assert not page.locator("#changed").is_visible()
+        assert page.locator("#perplexity").inner_text() == ""  # the trained model's is not this moment's
         write(page, "the dog")
         assert texts(page, "#from bdi") == ["[CLS]", "the", "dog", "[SEP]"]
         assert page.locator("#apart").get_attribute("inert") is None
+        assert "Pseudo-perplexity" in page.locator("#perplexity").inner_text()
+
+
+def test_after_the_training_replayed_stands_what_was_typed_before(opened, made):
+    early = still(["[CLS]", "early", "[SEP]"], text="early")["reading"]
+    with opened(made("the cat", watched=[{"step": 10, "epoch": 1, **early}], curve=[])) as page:
+        write(page, "the small dog")
+        click(page, ".chip", 1)
+        before = texts(page, "#guesses li")
+        for key, text in (("Home", "early"), ("End", "the small dog")):
+            page.locator("#replay input[type=range]").focus()
+            page.keyboard.press(key)
+            settle(page)
+            assert page.locator("#text").input_value() == text
+        assert texts(page, ".chip") == ["the", MASK, "dog"] and texts(page, "#guesses li") == before
 
 
 def test_a_moment_shows_its_own_masks_first(opened, made):

@@ -9,11 +9,14 @@ class Beams {
     this.element = element;
   }
 
-  /** Show the steps that generate returned, up to a step, with the path of the output that won, and all that finished.
-   * live names tokens and writes texts. */
-  show({ found, steps }, step, live) {
+  /** Show the steps that generate returned, up to a step, with the path of the output that won, and all that finished;
+   * at the last step of that output all, as the others may have gone on. live names tokens and writes texts. */
+  show(reading, step, live) {
+    if (reading === this.shown?.reading && step === this.shown.step) return;
+    this.shown = { reading, step };
+    const { found, steps } = reading;
     const winners = new Set(found[0].path);
-    const columns = steps.slice(0, step).map((all) => all.filter(({ fate }) => fate !== "dropped"));
+    const columns = steps.slice(0, step < reading.output.length ? step : steps.length).map((all) => all.filter(({ fate }) => fate !== "dropped"));
     const place = new Map(columns.flatMap((column, x) => column.map((one, y) => [one, [x, y]])));
     const rows = Math.max(...columns.map((column) => column.length));
     const [width, height] = [columns.length * (BEAM_WIDTH + BEAM_GAP) - BEAM_GAP, rows * BEAM_HEIGHT];
@@ -31,7 +34,9 @@ class Beams {
     const label = "The hypotheses at each step";
     const frame = make("div", "scroll", "", { tabindex: 0, role: "group", "aria-label": label });
     frame.append(field);
+    const isFocused = this.element.contains(document.activeElement);
     this.element.replaceChildren(frame, this.ranking(found, live));
+    if (isFocused) frame.focus({ preventScroll: true });
     frame.scrollLeft = width;
   }
 
@@ -58,7 +63,7 @@ class Beams {
     for (const { ids, logProbability, score } of found) {
       const line = make("li");
       const figures = `log p ${nats(logProbability)}, ranked by ${nats(score, 3)}`;
-      line.append(make("bdi", "", live.write(ids)), make("span", "figure", figures));
+      line.append(make("bdi", "", live.write(ids) || "(empty)"), make("span", "figure", figures));
       list.append(line);
     }
     return list;

@@ -57,7 +57,7 @@ const views = {
   beams: new Beams($("beams")),
   grid: new HeadGrid($("grid"), { onShow: lookAt, onSwitch: live && toggle }),
   map: new AttentionMap($("map"), { onForm: (form) => change({ form }) }),
-  switches: new Switches($("switches"), parts.chains, (name) => (name ? toggle(name) : change({ off: new Set() }))),
+  switches: new Switches($("switches"), parts.chains, (name) => (name ? toggle(name) : change({ off: new Set() })), true),
   answers: new Answers($("answers")),
   changed: new Changed($("changed"), () => change({ off: new Set() }), true),
   matters: new WhatMatters($("matters"), {
@@ -76,6 +76,7 @@ const theme = new Theme($("theme"), () => reading && repaint());
 /** Change the state: what the model has to be asked for is asked, the rest only shown. */
 function change(some) {
   if ("text" in some && !("put" in some)) some = { ...some, put: [], step: null };
+  if (some.step === null && state.step !== null) views.map.choose(null);
   state = { ...state, ...some };
   link.write(toLink(state, first));
   if (live && QUESTIONS.some((key) => key in some)) return ask();
@@ -131,9 +132,11 @@ function ask() {
   showQuestion(ids, problem);
   views.replay?.pause();
   return jobs.run(async (job) => {
-    if (problem) return;
+    views.matters.expect();
+    if (problem) return show();
     const question = { options: optionsOf(state), own: new Set(state.put.flatMap(({ own }, t) => (own ? [t] : []))) };
     reading = await live.read(ids, question.options, question.own, state.off, job);
+    reading.method = state.method;
     moment = known = null;
     show();
     views.replay?.end();
@@ -162,7 +165,7 @@ async function compare(ids, { options, own }, job) {
   const is = await live.score(whole.reading, off, job);
   const was = found[0].path.map(({ parent, token }) => parent.logProbs[token]);
   const scored = words.map(({ text }, t) => ({ word: text, was: was[t], is: is[t] }));
-  const before = live.write(found[0].ids);
+  const before = live.write(found[0].ids) || "(empty)";
   views.answers.show({ before, after: live.write(reading.found[0].ids), words: scored });
   views.changed.say(before, total(was), total(is));
 }
@@ -173,7 +176,7 @@ const total = (numbers) => numbers.reduce((sum, one) => sum + one, 0);
 async function findWhatMatters(job) {
   const sum = async (off, memory) => total(await live.score(reading, off, job, memory));
   const before = await sum(state.off, reading.memory);
-  known = { changes: new Map(), answer: live.write(reading.found[0].ids), off: state.off, entropy, done: false };
+  known = { changes: new Map(), answer: live.write(reading.found[0].ids) || "(empty)", off: state.off, entropy, done: false };
   known.before = Math.exp(before);
   for (const name of parts.rows.flatMap((row) => [...row.heads, ...row.parts])) {
     if (name === null || state.off.has(name)) continue;
@@ -206,19 +209,22 @@ function show() {
   views.output.shown = reading;
   showNotes();
   showMaps(step);
-  $("beams-part").hidden = state.method !== "beam" || !reading.found;
+  $("beams-part").hidden = reading.method !== "beam";
   if (!$("beams-part").hidden) views.beams.show(reading, step, live);
   if (reading.found && (lensOf[0] !== reading || lensOf[1] !== step)) showLens(step);
 }
 
 function showNotes() {
   $("cut").hidden = !reading.isCut;
-  $("cut").textContent = `It was stopped at ${reading.output.length} tokens, all that the model has: it did not end.`;
+  $("cut").textContent = `Stopped at ${reading.output.length} tokens, the model's limit, before the output ended.`;
   $("mine").hidden = !reading.words.some(({ own }) => own);
   $("moment").hidden = moment === null;
   const name = `The model at step ${moment} of its training, asked: `;
   $("moment").firstChild.replaceChildren(name, make("bdi", "", reading.text));
   for (const part of document.querySelectorAll("section[data-live]")) part.inert = moment !== null;
+  views.changed.element.hidden = moment !== null || !state.off.size; // at a moment of the training all parts were on
+  if (moment !== null) $("text").value = reading.text;
+  $("pieces").hidden = !live || moment !== null;
 }
 
 function showMaps(step) {
@@ -228,6 +234,7 @@ function showMaps(step) {
   const name = `${state.kind}.${at.layer + 1}`;
   const off = moment === null && [name, `${name}.${at.head + 1}`].some((one) => state.off.has(one));
   const view = { ...at, kind: state.kind, form: state.form, step, titles: SIDES[state.kind] };
+  $("no-mask").hidden = !state.off.has("causal") || moment !== null;
   views.grid.show(maps, { ...view, off: moment === null ? state.off : ALL_ON });
   views.map.show(maps, { ...view, off });
   for (const note of document.querySelectorAll("p[data-kind]")) note.hidden = note.dataset.kind !== state.kind;
@@ -244,8 +251,8 @@ function chooseNewest() {
 
 function showLens(step) {
   lensOf = [reading, step];
-  const word = reading.output[step - 1];
-  views.lens.show(live.lens(reading, step), word);
+  const { text: word, id } = reading.words[step - 1];
+  views.lens.show(live.lens(reading, step), id);
   const text = "What each layer of the decoder would write for word ";
   $("lens-note").replaceChildren(text, `${step}, `, make("bdi", "", word), ", if it were the last one.");
 }
@@ -264,7 +271,7 @@ function showQuestion(ids, problem) {
     return piece;
   });
   $("pieces").replaceChildren(...pieces);
-  if (ids.includes(unk)) $("pieces").append(make("span", "", "the model does not know what is marked"));
+  if (ids.includes(unk)) $("pieces").append(make("span", "", "marked: unknown to the model"));
   document.title = `${state.text} – attention`;
   document.querySelector(`[name=method][value=${state.method}]`).checked = true;
   for (const settings of document.querySelectorAll(".settings")) {

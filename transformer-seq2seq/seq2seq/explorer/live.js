@@ -40,17 +40,20 @@ class Live {
     return this.tokenizer.decode(ids.filter((id) => id !== this.special.eos));
   }
 
-  /** Find the tokens of a word that the reader types: the one that looks like it, or those of the tokenizer. */
+  /** Find the tokens of a word that the reader types: those of the tokenizer or, if it knows none, the one that is shown
+   * in this way, such as </s>. */
   idsOf(text) {
+    const ids = this.tokenizer.encode(text).ids.filter((one) => one !== this.special.eos);
+    if (ids.length && !ids.includes(this.special.unk)) return ids;
     const id = this.tokens.indexOf(text.trim());
-    return id >= 0 ? [id] : this.tokenizer.encode(text).ids.filter((one) => one !== this.special.eos);
+    return id >= 0 ? [id] : ids;
   }
 
   /** Say why a prompt of these ids cannot be answered, "" if it can. */
   problemOf(ids) {
     const most = this.config.max_length;
-    if (ids.length < 2) return "The prompt is empty: write a text.";
-    return ids.length > most ? `The prompt has ${ids.length} tokens, the model takes ${most}: shorten it.` : "";
+    if (ids.length < 2) return "The prompt is empty; type something.";
+    return ids.length > most ? `The prompt has ${ids.length} tokens; the model takes at most ${most}. Shorten it.` : "";
   }
 
   /** Answer a prompt with these ids -> a reading. options: those of generate; own: the steps, from 0, at which the

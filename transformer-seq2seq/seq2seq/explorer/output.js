@@ -34,7 +34,7 @@ class Output {
     const word = make("button", own ? "said own" : "said", "", { type: "button" });
     word.append(make("bdi", "", text));
     if (probability !== null) word.append(make("span", "figure", ` ${percent(probability)}`));
-    if (own) word.append(make("span", "unseen", ", put by you"));
+    if (own) word.append(make("span", "unseen", ", chosen by you"));
     word.addEventListener("click", () => this.go(index + 1));
     return word;
   }
@@ -63,7 +63,7 @@ class Output {
     $("next").replaceChildren(...lines);
     rove(this.candidates);
     if (this.candidates.length) restorePlace(this.candidates, old);
-    $("next-title").textContent = `The likeliest words for word ${this.step}`;
+    $("next-title").textContent = `Likeliest candidates for word ${this.step}`;
     $("put-own").hidden = !this.candidates.length;
     this.refuse("");
   }
@@ -71,7 +71,7 @@ class Output {
   /** Make a button of a likely word's line: the decoder goes on from there. */
   makeCandidate(line, { token, probability, id }) {
     const button = make("button", "candidate", "", { type: "button" });
-    button.setAttribute("aria-label", `put ${token}, ${percent(probability)}`);
+    button.setAttribute("aria-label", `use ${token}, ${percent(probability)}`);
     button.append(...line.childNodes);
     button.addEventListener("click", () => this.onPut(this.step, id));
     line.append(button);

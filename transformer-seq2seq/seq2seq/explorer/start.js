@@ -13,12 +13,16 @@ function showMoment(watched) {
 function showTrained() {
   moment = null;
   if (live) return ask();
+  $("text").value = data.text;
   reading = unpackReading(data.reading, data.config);
   show();
 }
 
 function listen() {
-  $("text").addEventListener("input", (event) => change({ text: event.target.value }));
+  $("text").addEventListener("input", (event) => {
+    change({ text: event.target.value });
+    views.tryThis.end();
+  });
   $("text").addEventListener("keydown", (event) => event.key === "Enter" && event.preventDefault());
   $("methods").addEventListener("change", (event) => change({ method: event.target.value }));
   $("kind").addEventListener("change", (event) => {
@@ -32,7 +36,7 @@ function listen() {
     });
     $(name).addEventListener("change", (event) => (event.target.value = state[name]));
   }
-  $("again").addEventListener("click", () => change({ seed: state.seed + 1 }));
+  $("again").addEventListener("click", () => change({ seed: (state.seed + 1) % (BOUNDS.seed[1] + 1) }));
   $("mine").lastChild.addEventListener("click", () => change({ put: [], step: null }));
   $("moment").lastChild.addEventListener("click", () => views.replay.end());
 }
@@ -50,10 +54,9 @@ function keepStill() {
 
 function start() {
   const { n_encoder_layers, n_decoder_layers, n_heads } = data.config;
-  const count = (n, name) => `${n} ${name}${n === 1 ? "" : "s"}`;
   $("sizes").textContent =
     `Encoder of ${count(n_encoder_layers, "layer")}, decoder of ${count(n_decoder_layers, "layer")}, ` +
-    `with ${count(n_heads, "head")} each`;
+    `${count(n_heads, "head")} in every layer`;
   listen();
   if (data.watched.length) {
     $("replay-part").hidden = false;
@@ -61,11 +64,13 @@ function start() {
   }
   if (!live) {
     keepStill();
-    return showTrained();
+    state = fromLink(link.read(), first, names, isToken);
+    showTrained();
+    return chooseNewest();
   }
   for (const element of document.querySelectorAll("[data-still]")) element.hidden = true;
   const fresh = { ...Object.fromEntries(QUESTIONS.map((key) => [key, first[key]])), step: null };
-  new TryThis($("try"), EXPERIMENTS, (set) => {
+  views.tryThis = new TryThis($("try"), EXPERIMENTS, (set) => {
     views.replay?.pause();
     jobs.run(async (job) => change({ ...fresh, ...(await set(job)) }));
   });

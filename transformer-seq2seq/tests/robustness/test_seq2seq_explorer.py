@@ -195,7 +195,11 @@ def test_unknown_words_are_marked(opened, written):
 
 def test_a_prompt_that_cannot_be_answered_says_so_in_place(opened, written, exact):
     with opened(written) as page:
-        for text, problem in (("", "is empty"), ("  ", "is empty"), ("the " * 20, "has 21 tokens, the model takes 16")):
+        for text, problem in (
+            ("", "is empty"),
+            ("  ", "is empty"),
+            ("the " * 20, "has 21 tokens; the model takes at most 16"),
+        ):
             page.locator("#text").fill(text)
             expect(page.locator("#problem")).to_contain_text(problem)
             assert page.locator("#text").get_attribute("aria-invalid") == "true"
@@ -241,7 +245,7 @@ def test_the_page_shows_that_it_is_still_computing(opened, written):
 def test_an_output_without_an_end_says_so(opened, long):
     with opened(long) as page:
         assert page.locator("#step-name").inner_text() == "word 48 of 48"
-        expect(page.locator("#cut")).to_contain_text("stopped at 48 tokens")
+        expect(page.locator("#cut")).to_contain_text("Stopped at 48 tokens")
 
 
 # ---- the output
@@ -281,6 +285,24 @@ def test_a_typed_word_is_put_if_it_is_known(opened, written, model_of_page):
         assert page.locator(".own").count() == 0
 
 
+def test_a_typed_word_is_what_the_tokenizer_makes_of_it(opened, tmp_path, make_model):
+    """Not the token that looks like it: of subwords, one that begins a word and one that goes on may look alike."""
+    text = "er and dinner and er and inner and dinner and er"
+    tokenizer = train_tokenizer([text, text], "bpe", 300)
+    model = make_model(tokenizer.get_vocab_size(), max_length=48)
+    data = explorer.make_data(model, tokenizer, text, tokenizer.encode(text).ids, None, None, tmp_path)
+    alike = [id for id, token in enumerate(data["tokens"]) if token == "er"]
+    begins = tokenizer.encode("er").ids[0]
+    assert len(alike) == 2 and begins == alike[1], alike  # or this test proves nothing
+    (tmp_path / "attention.html").write_text(explorer.render(data), encoding="utf-8")
+    with opened(tmp_path / "attention.html") as page:
+        page.locator("#written button").first.click()
+        page.locator("#other").fill("er")
+        page.keyboard.press("Enter")
+        expect(page.locator(".own")).to_have_count(1)
+        assert page.evaluate("state.put.at(-1).id") == begins
+
+
 @pytest.mark.parametrize("beam", [3, 5])
 def test_beams_are_those_of_inference(opened, written, model_of_page, beam):
     model, tokenizer = model_of_page
@@ -297,6 +319,8 @@ def test_beams_are_those_of_inference(opened, written, model_of_page, beam):
             assert total == pytest.approx(one.log_probability, abs=0.006)
             assert score == pytest.approx(one.score, abs=0.0006)
         assert page.locator(".beam.won").count() == len(expected[0].ids) + 1
+        drawn = [cell.get_attribute("title") for cell in page.locator(".beam.ended").all()]
+        assert set(texts(page, ".ranking bdi")) <= set(drawn)  # those, too, that are longer than the winner
         page.locator("#step").fill("2")
         assert page.locator(".beam.open").count() == 2 * beam or page.locator(".beam.open").count() > beam
 
@@ -625,8 +649,10 @@ def test_a_moment_of_training_is_shown_and_left(opened, replayed, exact):
         expect(page.locator("#moment")).to_contain_text("step 7")
         assert page.locator("#next button").count() == 0
         assert page.locator("section[inert]").count() == 3  # what asks the trained model
+        assert page.locator("#text").input_value() == "an older text"
         page.locator("#moment button").click()
         expect_words(page, exact.words)
+        assert page.locator("#text").input_value() == PROMPT
         assert slider.input_value() == "1"
         slider.fill("0")
         expect(page.locator("#moment")).to_be_visible()

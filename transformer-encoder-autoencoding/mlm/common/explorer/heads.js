@@ -23,8 +23,8 @@ class HeadGrid {
     if (shape !== this.shape) this.build();
     this.shape = shape;
     this.note.textContent =
-      "Under each map its entropy in bits, the mean over its rows: 0 where every word looks at one word alone, " +
-      `${maps.mostBits().toFixed(2)} where it looks at all alike.`;
+      "The number under each map is its entropy in bits, averaged over the rows: 0 if every word looks at a single " +
+      `word, ${maps.mostBits().toFixed(2)} if it looks at all words equally.`;
     this.cells.forEach((cell) => this.showCell(cell));
     for (const { button, name } of this.switches) button.setAttribute("aria-checked", !view.off.has(name));
     const chosen = this.cellOf(view.layer, view.head);

@@ -35,16 +35,23 @@ class TryThis {
   constructor(element, experiments, onTry) {
     this.question = make("p", "question", "", { role: "status" });
     this.question.hidden = true;
-    const buttons = experiments.map(({ name, ask, state }) => {
+    this.buttons = experiments.map(({ name, ask, state }) => {
       const button = make("button", "plain", name, { type: "button", "aria-pressed": "false" });
       button.addEventListener("click", () => {
-        for (const other of buttons) other.setAttribute("aria-pressed", other === button);
+        this.end();
+        button.setAttribute("aria-pressed", true);
         this.question.textContent = ask;
         this.question.hidden = false;
         onTry(state);
       });
       return button;
     });
-    element.append(makeOf("p", "choices", make("span", "", "Try this:"), ...buttons), this.question);
+    element.append(makeOf("p", "choices", make("span", "", "Try this:"), ...this.buttons), this.question);
+  }
+
+  /** Take the question away: the reader has typed another text. */
+  end() {
+    for (const button of this.buttons) button.setAttribute("aria-pressed", false);
+    this.question.hidden = true;
   }
 }

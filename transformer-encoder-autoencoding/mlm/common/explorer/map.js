@@ -9,7 +9,9 @@ class AttentionMap {
     this.options = { from: [], to: [] };
     this.build(element, onForm);
     document.addEventListener("keydown", (event) => event.key === "Escape" && this.choose(null));
-    this.canvas.addEventListener("pointermove", (event) => this.pointAtCell(event));
+    for (const event of ["pointerdown", "pointermove"]) {
+      this.canvas.addEventListener(event, (at) => this.pointAtCell(at));
+    }
     this.canvas.addEventListener("pointerleave", () => this.point(null));
     new ResizeObserver(() => this.draw()).observe(this.canvas);
   }
@@ -41,6 +43,8 @@ class AttentionMap {
   /** Choose a word, { side, index }, or null: none. */
   choose(word) {
     Object.assign(this, { chosen: word, pointed: null });
+    const options = word ? this.options[word.side] : [];
+    if (options[word?.index]) reachable(options, options[word.index]); // Tab comes to it first
     if (this.maps) this.refresh();
   }
 
@@ -52,6 +56,7 @@ class AttentionMap {
   }
 
   refresh() {
+    if (!this.chosen) handFocus(this.all, this.form.querySelector("input:checked"));
     this.all.disabled = !this.chosen;
     this.showFigures();
     this.showReading();
@@ -156,7 +161,7 @@ class AttentionMap {
   showReading() {
     const { maps, reading, current: word } = this;
     reading.replaceChildren();
-    if (!word) return reading.append("Point at a word, or choose one by Tab and the arrow keys, to see its figures.");
+    if (!word) return reading.append("Point at a word, tap it, or choose one with Tab and the arrow keys, to see its figures.");
     const other = word.side === "from" ? "to" : "from";
     const name = (side, index) => make("bdi", "", maps[side][index]);
     reading.append(name(word.side, word.index), word.side === "from" ? " attends to " : " is attended to by ");

@@ -20,7 +20,13 @@ function makeOf(tag, className, ...children) {
 }
 
 const figure = (value) => value.toFixed(3);
+const count = (n, name) => `${n} ${name}${n === 1 ? "" : "s"}`;
 const percent = (probability) => (probability < 0.0005 ? "< 0.1 %" : `${(100 * probability).toFixed(1)} %`);
+/** Let an element that is about to go hand on the keyboard's focus, if it has it. */
+function handFocus(from, to) {
+  if (from.contains(document.activeElement)) to?.focus({ preventScroll: true });
+}
+
 /** Write a change with its sign, as −1.23. */
 const signed = (value) => (Math.abs(value) < 0.005 ? "0.00" : `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`);
 

@@ -3,14 +3,14 @@
 /** The model drawn as a chain of parts, each with a switch. */
 class Switches {
   /**
-   * element: an empty one; chains: [{ title, parts: [{ name, label }, ...], end }, ...], with title and end what
-   * stands before and behind them, name as in the set of parts that are off, such as "encoder-ff.1"; onSwitch(name),
-   * null for "all on".
+   * element: an empty one; chains: [{ title, label, parts: [{ name, label }, ...], end }, ...], with title and end what
+   * stands before and behind them, label what a screen reader says if not the title, name as in the set of parts that are off, such as "encoder-ff.1"; onSwitch(name),
+   * null for "all on"; kinds: whether a head's name has to say which stack it is of.
    */
-  constructor(element, chains, onSwitch) {
-    this.parts = [];
-    for (const { title, parts, end } of chains) {
-      const chain = make("div", "chain", "", { role: "group", "aria-label": title });
+  constructor(element, chains, onSwitch, kinds = false) {
+    Object.assign(this, { parts: [], kinds });
+    for (const { title, label = title, parts, end } of chains) {
+      const chain = make("div", "chain", "", { role: "group", "aria-label": label });
       chain.append(make("span", "end", title));
       for (const { name, label } of parts) {
         const part = makeSwitch("part", label, () => onSwitch(name));
@@ -30,8 +30,9 @@ class Switches {
   /** Show which parts are off: a Set of names. */
   show(off) {
     for (const { part, name } of this.parts) part.setAttribute("aria-checked", !off.has(name));
-    const heads = [...off].filter((name) => name.split(".").length === 3).map(nameOfPart);
+    const heads = [...off].filter((name) => name.split(".").length === 3).map((name) => nameOfPart(name, this.kinds));
     this.heads.textContent = heads.length ? `Off as well: ${heads.join("; ")}.` : "";
+    if (!off.size) handFocus(this.all, this.parts[0].part);
     this.all.disabled = off.size === 0;
   }
 }
@@ -42,10 +43,11 @@ function nameOfPart(name, kinds = false) {
   if (layer === undefined) return { positions: "positions", causal: "the causal mask" }[kind];
   const stack = kinds ? { cross: "cross-attention " }[kind] ?? `${kind.replace("-ff", "")} ` : "";
   const part = kind.endsWith("-ff") ? "feed-forward" : head === undefined ? "attention" : `head ${head}`;
+  if (kind === "cross" && head === undefined) return `${stack}layer ${layer}`;
   return `${stack}layer ${layer}, ${part}`;
 }
 
-const NOTHING_OFF = "Switch a part off, here or a head above: beside this stands what becomes of the answer.";
+const NOTHING_OFF = "Switch a part off here, or a head above: the effect on the answer appears here.";
 
 /** The answer with the whole model, and as it is with parts switched off, beside each other. */
 class Compare {
@@ -61,18 +63,18 @@ class Compare {
   }
 
   /**
-   * Show an answer. title: children of the heading; before and after: [{ token, probability }, ...]; answer: the
-   * token or text that is compared; change: of its log-probability, null if nothing is off.
+   * Show an answer. title: children of the heading; before and after: [{ id, token, probability }, ...]; answer: what
+   * is compared, { id, token }; change: of its log-probability, null if nothing is off.
    */
   show({ title, before, after, answer, change }) {
     this.title.replaceChildren(...title);
     [before, after].forEach((best, i) => {
-      const lines = best.map((one) => makeGuess(one, one.token === answer ? "right" : ""));
+      const lines = best.map((one) => makeGuess(one, one.id === answer.id ? "right" : ""));
       this.lists[i].replaceChildren(...lines);
     });
     this.now.hidden = change === null;
     this.verdict.classList.toggle("muted", change === null);
-    this.verdict.replaceChildren(...(change === null ? [NOTHING_OFF] : this.say(answer, change)));
+    this.verdict.replaceChildren(...(change === null ? [NOTHING_OFF] : this.say(answer.token, change)));
   }
 
   say(answer, change) {
@@ -95,6 +97,7 @@ class Changed {
 
   /** Show what is off: a Set of names. */
   show(off) {
+    if (!off.size) handFocus(this.element, document.querySelector("[role=switch]"));
     this.element.hidden = off.size === 0;
     const names = [...off].map((name) => nameOfPart(name, this.kinds));
     const more = names.length > 3 ? ` and ${names.length - 3} more` : "";
@@ -120,6 +123,14 @@ function times(change) {
   return `${factor >= 100 ? Math.round(factor) : Number(factor.toPrecision(2))} times`;
 }
 
+/** Say how a probability changes: before, and the change of its logarithm. */
+function fall(before, change) {
+  if (Math.abs(change) < 0.005) return "it is as likely as before";
+  if (before < 0.001) return `it is ${times(change)} as likely`;
+  const verb = change < 0 ? "falls" : "rises";
+  return `its probability ${verb} from ${percent(before)} to ${percent(before * Math.exp(change))}`;
+}
+
 const superscript = (number) => `${number}`.replace(/[-\d]/g, (sign) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(sign)]);
 
 /** How much the answer loses without each head and each part, beside how spread the attention of each head is. */
@@ -127,7 +138,7 @@ class WhatMatters {
   /**
    * element: an empty one; rows: [{ label, heads: [names], parts: [names] }, ...], a layer each, with parts its
    * attention and its feed-forward, null for one it does not have; onStart() when the user asks for it;
-   * onPick(name) when the user chooses a part; kinds: whether a name has to say which stack it is of.
+   * onPick(name) when the user chooses a part; kinds: as for Switches.
    */
   constructor(element, { rows, onStart, onPick, kinds = false }) {
     Object.assign(this, { rows, onPick, kinds, cells: new Map(), bits: new Map() });
@@ -182,7 +193,7 @@ class WhatMatters {
       const { bits, most: all } = entropy(name);
       this.paint(cell, name, bits.toFixed(2), shade(Math.max(0, Math.min(1, 1 - bits / (all || 1)))));
     }
-    if (done) this.sayStrongest(changes, answer, before, entropy);
+    if (done) this.sayStrongest(changes, answer, off, before, entropy);
     else this.words.textContent = "Switching off one part after the other …";
   }
 
@@ -193,8 +204,10 @@ class WhatMatters {
     cell.style.setProperty("--ink", rgb ? inkOn(rgb) : "inherit");
   }
 
-  sayStrongest(changes, answer, before, entropy) {
-    const heads = [...changes.keys()].filter((name) => name.split(".").length === 3);
+  sayStrongest(changes, answer, off, before, entropy) {
+    const isHead = ([, , head]) => head !== undefined;
+    const isOn = ([kind, layer]) => !off.has(`${kind}.${layer}`);
+    const heads = [...changes.keys()].filter((name) => isHead(name.split(".")) && isOn(name.split(".")));
     if (!heads.length) return this.words.replaceChildren("All heads are switched off.");
     const least = (names, key) => names.reduce((best, name) => (key(name) < key(best) ? name : best));
     const strongest = least(heads, (name) => changes.get(name));
@@ -205,16 +218,20 @@ class WhatMatters {
       change > -0.005
         ? ["No single head matters here: without any one of them ", make("bdi", "", answer), " is as likely as before."]
         : ["Of all heads, ", make("bdi", "", answer), " needs ", name(strongest), " most: without it ",
-          `its probability falls from ${percent(before)} to ${percent(before * Math.exp(change))}.`];
+          `${fall(before, change)}.`];
     if (sharpest === strongest) said.push(" Its attention is also the sharpest.");
-    else said.push(" The sharpest attention is that of ", name(sharpest), `, ${signed(changes.get(sharpest))}.`);
+    else said.push(" The sharpest attention is that of ", name(sharpest), `: without it, ${fall(before, changes.get(sharpest))}.`);
     const parts = [...changes.keys()].filter((part) => part.split(".").length === 2);
     if (parts.length) {
       const part = least(parts, (one) => changes.get(one));
-      const left = percent(before * Math.exp(changes.get(part)));
-      said.push(" Of the layers' parts it is ", name(part), `: without it ${left}.`);
+      said.push(" Of the larger parts, ", name(part), ` matters most: without it, ${fall(before, changes.get(part))}.`);
     }
     this.words.replaceChildren(...said);
+  }
+
+  /** Say that another answer is on its way: what is said belongs to the one before. */
+  expect() {
+    this.words.textContent = "";
   }
 
   /** Forget everything: the page asks something else. */

@@ -8,16 +8,16 @@ class Lens {
     element.append(makeOf("div", "scroll", this.table));
   }
 
-  /** Show rows, the first layer first: [{ name: "layer 1", best: [{ token, probability }, ...] }, ...]. answer: the
-   * token to mark wherever it appears. */
+  /** Show rows, the first layer first: [{ name: "layer 1", best: [{ id, token, probability }, ...] }, ...]. answer: the
+   * id of the token to mark wherever it appears. */
   show(rows, answer = null) {
     const ranks = Array.from({ length: Math.max(0, ...rows.map(({ best }) => best.length)) }, (_, i) =>
       make("th", "", `${i + 1}`, { scope: "col", "aria-label": `likeliest, ${i + 1}` }),
     );
     const head = makeOf("tr", "", make("td"), ...ranks);
     const lines = rows.map(({ name, best }) => {
-      const cells = best.map(({ token, probability }) => {
-        const cell = makeOf("td", token === answer ? "right" : "", make("bdi", "", token, { title: token }), " ");
+      const cells = best.map(({ id, token, probability }) => {
+        const cell = makeOf("td", id === answer ? "right" : "", make("bdi", "", token, { title: token }), " ");
         cell.append(make("span", "figure", percent(probability)));
         const rgb = shade(probability);
         cell.style.setProperty("--ground", css(rgb));

@@ -196,6 +196,9 @@ class Replay {
     const drawing = makeSvg("svg", { role: "img", "aria-label": label, width, height: PLOT.height });
     this.drawAxes(drawing, width, scales);
     for (const name of Object.keys(CURVES)) {
+      if (this.curve.length === 1) {
+        drawing.append(makeSvg("circle", { class: name, cx: scales.x(first.step), cy: scales.y(first[name]), r: 4 }));
+      }
       const points = this.curve.map((record) => [scales.x(record.step).toFixed(1), scales.y(record[name]).toFixed(1)]);
       drawing.append(makeSvg("polyline", { class: name, points: points.flat().join(" ") }));
     }
