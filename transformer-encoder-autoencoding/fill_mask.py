@@ -6,19 +6,22 @@
     python3 fill_mask.py --compare pairs.tsv
 
 Sentences are arguments, or lines of standard input, or, on a terminal, what you type at the prompt. --compare reads two
-sentences a line, the good one first, and says how often it is the likelier one. Writes to standard output alone.
+sentences a line, the good one first, and says how often it is the likelier one. Writes to standard output; the total of
+several scores goes to standard error.
 """
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from mlm import MaskFiller
 from mlm.common.command_line import Parser, describe, run_script
-from mlm.common.errors import InputError, one_line
+from mlm.common.errors import InputError, one_line, plural
 from mlm.common.lines import numbered_lines
 from mlm.common.standard_input import always, typed_lines, watch
 from mlm.filler import TOP_K, TOP_K_RANGE, Sentence
@@ -78,6 +81,34 @@ def show(result: dict) -> None:
             print(f"  {surprisal:>7}  {token['token']}")
 
 
+@dataclass
+class Total:
+    """The sums over the sentences that were scored."""
+
+    sentences: int = 0
+    tokens: int = 0
+    unknown: int = 0  # tokens that have no score
+    surprisal: float = 0.0
+
+    def add(self, result: dict) -> None:
+        """Add a sentence's result."""
+        surprisals = [token["surprisal"] for token in result["tokens"]]
+        known = [surprisal for surprisal in surprisals if surprisal is not None]
+        self.sentences += 1
+        self.tokens += len(known)
+        self.unknown += len(surprisals) - len(known)
+        self.surprisal += sum(known)
+
+    def __str__(self) -> str:
+        """Say the mean, as the pseudo-perplexity of all tokens together."""
+        mean = self.surprisal / max(1, self.tokens)
+        unknown = f"; {plural(self.unknown, 'unknown word')} not scored" if self.unknown else ""
+        return (
+            f"{plural(self.sentences, 'sentence')}, {plural(self.tokens, 'token')}: mean surprisal {mean:.3f} nats, "
+            f"pseudo-perplexity {math.exp(min(mean, 700)):.2f}{unknown}"
+        )
+
+
 def read_sentences(stream: BinaryIO) -> Iterator[Sentence]:
     """Yield the lines of standard input that are not blank."""
     for number, line in numbered_lines(stream, "standard input"):
@@ -95,7 +126,8 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     def answer(sentences: Iterable[Sentence], has_next: Callable[[], bool] = always) -> int:
-        """Print the answers to sentences, and return their number."""
+        """Print the answers to sentences, and return their number; of several scores the total goes to stderr."""
+        total = Total()
         if args.score:
             results = filler.score_each(sentences, has_next)
         else:
@@ -103,11 +135,15 @@ def main(argv: list[str] | None = None) -> None:
         answered = 0
         for result in results:
             answered += 1
+            if args.score:
+                total.add(result)
             if args.json:
                 print(json.dumps(result, ensure_ascii=False))
             else:
                 show(result)
             sys.stdout.flush()  # a program may be waiting for it
+        if total.sentences > 1 and not args.json:
+            print(total, file=sys.stderr)
         return answered
 
     if args.sentences:

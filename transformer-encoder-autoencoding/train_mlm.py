@@ -38,7 +38,7 @@ from mlm.common import checkpoint
 from mlm.common.budget import Budget
 from mlm.common.command_line import Interrupt, Parser, add_flags, from_flags, pick_device
 from mlm.common.distributed import DistributedContext, seed_all
-from mlm.common.errors import InputError, warn
+from mlm.common.errors import InputError, plural, warn
 from mlm.common.fast_cpu import fast_training
 from mlm.common.files import output_lock
 from mlm.common.progress import Progress, show_record
@@ -269,7 +269,7 @@ def train(config: TrainConfig, context: DistributedContext) -> None:
     data, n_parameters = trainer.data, sum(weight.numel() for weight in trainer.model.parameters())
     if context.is_main:
         print(
-            f"{data.n_sentences:,} sentences to train on, {len(data.text.held_out):,} held out; "
+            f"{plural(data.n_sentences, 'sentence')} to train on, {len(data.text.held_out):,} held out; "
             f"vocabulary of {data.tokenizer.get_vocab_size():,}; {n_parameters:,} parameters on {context}"
         )
         print(f"held-out text: {data.coverage}")

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from seq2seq import Translator
 from seq2seq.common.command_line import Parser, add_flags, describe, from_flags, handle_signals, run_script
-from seq2seq.common.errors import InputError, one_line, warn
+from seq2seq.common.errors import InputError, one_line, plural, warn
 from seq2seq.common.files import atomic_write
 from seq2seq.common.lines import numbered_lines, open_text
 from seq2seq.common.standard_input import typed_lines, watch
@@ -84,6 +84,9 @@ def check_files(args: argparse.Namespace) -> None:
     for flag, path in (("--input", args.input), *(("--references", path) for path in args.references or [])):
         if args.output and path and args.output.is_file() and path.exists() and path.samefile(args.output):
             raise InputError(f"--output {args.output}: is what {flag} names; name another file")
+    for path in args.references or []:
+        if not path.exists():
+            raise InputError(f"--references {path}: no such file (prompts stand before --references)")
 
 
 def show(prompt: str, outputs: list[Output], args: argparse.Namespace, out: TextIO) -> None:
@@ -112,7 +115,7 @@ def filter_lines(stream: BinaryIO, name: str, session: Session, args: argparse.N
     """Answer every line, in order, a blank one with a blank line, and compare the answers with references if there
     are any."""
     stream, has_line = watch(stream)
-    lines, references, best, blank = numbered_lines(stream, name), [], [], 0
+    lines, references, best, blank, tabs = numbered_lines(stream, name), [], [], 0, 0
     if args.references:  # these are held in memory, and the prompts as well
         prompts = list(lines)
         references = [read_references(path, len(prompts), name) for path in args.references]
@@ -125,11 +128,14 @@ def filter_lines(stream: BinaryIO, name: str, session: Session, args: argparse.N
         for prompt, outputs in session.answer_lines(lines, name, unknown, has_line):
             show(prompt, outputs, args, out)
             blank += not prompt.strip()
+            tabs += "\t" in prompt
             if references:
                 best.append(outputs[0].text)
             bar.update()
     if blank:
-        warn(f"{name}: {blank} blank lines, left blank in the output")
+        warn(f"{name}: {plural(blank, 'blank line')}, left blank in the output")
+    if tabs:
+        warn(f"{name}: {plural(tabs, 'line')} with tabs, read whole as prompts; of pairs, give the first column alone")
     if references:
         print_scores(best, list(zip(*references, strict=True)), args.bleu_tokenize or "13a")
 
@@ -139,7 +145,7 @@ def read_references(path: Path, n_lines: int, name: str) -> list[str]:
     with open_text(path) as file:
         references = [line for _, line in numbered_lines(file, str(path))]
     if len(references) != n_lines:
-        raise InputError(f"{path}: has {len(references)} lines, {name} has {n_lines}")
+        raise InputError(f"{path}: has {plural(len(references), 'line')}, {name} has {n_lines:,}")
     return references
 
 

@@ -35,7 +35,7 @@ from seq2seq.common import checkpoint
 from seq2seq.common.budget import Budget
 from seq2seq.common.command_line import Interrupt, Parser, add_flags, from_flags, pick_device
 from seq2seq.common.distributed import DistributedContext, seed_all
-from seq2seq.common.errors import InputError, warn
+from seq2seq.common.errors import InputError, plural, warn
 from seq2seq.common.fast_cpu import fast_training
 from seq2seq.common.files import output_lock
 from seq2seq.common.progress import Progress, show_record
@@ -260,7 +260,7 @@ def train(config: TrainConfig, context: DistributedContext) -> None:
     data, n_parameters = trainer.data, sum(weight.numel() for weight in trainer.model.parameters())
     if context.is_main:
         print(
-            f"{len(data.train):,} pairs to train on, {len(data.held_out):,} held out; "
+            f"{plural(len(data.train), 'pair')} to train on, {len(data.held_out):,} held out; "
             f"vocabulary of {data.tokenizer.get_vocab_size():,}; {n_parameters:,} parameters on {context}"
         )
         print("held-out sources: {}; targets: {}".format(*data.coverage))

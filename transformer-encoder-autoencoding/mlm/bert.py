@@ -219,7 +219,9 @@ def load(
     """
     check_name(directory)
     if not (directory / "config.json").is_file():
-        raise InputError(f"{directory}: no model here; run train_mlm.py first, or name another directory", setting)
+        raise InputError(
+            f"{directory}: no model here (no config.json); run train_mlm.py first, or name another directory", setting
+        )
     content = read_json(directory / "config.json")
     with naming(directory / "config.json"):
         config = read_config(content)

@@ -65,7 +65,11 @@ class TrainConfig:
         None, f"the number of passes over the text (default: {DEFAULT_EPOCHS} if no limit is set)", type=int_in(1)
     )
     max_steps: int | None = flag(None, "the number of updates after which to stop", type=int_in(1))
-    max_minutes: float | None = flag(None, "the number of minutes after which to stop", type=float_in(0.001))
+    max_minutes: float | None = flag(
+        None,
+        "the number of minutes after which to stop; the last evaluation and the report come on top",
+        type=float_in(0.001),
+    )
     batch_tokens: int | None = flag(
         None,
         f"the most tokens of a batch, padding included (default: {SMALL_BATCH:,}, or on a GPU {LARGE_BATCH:,} for "

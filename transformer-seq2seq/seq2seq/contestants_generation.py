@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from transformer import Transformer
 
+from .common.errors import plural
 from .config import GenerationConfig
 from .engines import CTranslate2Engine, Engine, PyTorchEngine
 
@@ -141,17 +142,12 @@ def generation_engines(
         "ours, ctranslate2": ours(CTranslate2Engine(model, "cuda" if device.type == "cuda" else "cpu"), max_length),
     }
     for n in dict.fromkeys([threads, 1]):
-        engines[f"Hugging Face, {thread_count(n)}"] = hugging_face(directory, device, max_length, n)
+        engines[f"Hugging Face, {plural(n, 'thread')}"] = hugging_face(directory, device, max_length, n)
     ways = [("float32", 1, threads), ("float32", threads, 1), ("int8", threads, 1)]
     for compute_type, at_once, n in dict.fromkeys(ways):
-        name = f"CTranslate2, {compute_type}, {thread_count(n)}" + f" x {at_once}" * (at_once > 1)
+        name = f"CTranslate2, {compute_type}, {plural(n, 'thread')}" + f" x {at_once}" * (at_once > 1)
         engines[name] = ctranslate2(directory, device, max_length, tokenizer, compute_type, at_once, n)
     return engines
-
-
-def thread_count(n: int) -> str:
-    """Return a number of threads in words."""
-    return f"{n} thread{'s' * (n > 1)}"
 
 
 def agreement(mine: Answers, other: Answers) -> str:

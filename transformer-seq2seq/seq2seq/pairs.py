@@ -84,7 +84,9 @@ def find_column(wanted: str, header: Sequence[str], setting: str) -> int:
             return names.index(name)
     if wanted.isdecimal() and len(wanted) < 10 and 1 <= int(wanted) <= len(header):
         return int(wanted) - 1
-    raise InputError(f"has no column {wanted!r}; take one of {', '.join(header)}, or 1 to {len(header)}", setting)
+    numbers = f"1 to {len(header)}"
+    there = numbers if all(name.isdecimal() for name in header) else f"one of {', '.join(header)}, or {numbers}"
+    raise InputError(f"has no column {wanted!r}; take {there}", setting)
 
 
 def is_number(field: str) -> bool:

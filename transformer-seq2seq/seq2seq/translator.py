@@ -21,7 +21,7 @@ from transformer import Transformer
 
 from . import marian
 from .common.command_line import pick_device
-from .common.errors import InputError, warn
+from .common.errors import InputError, plural, warn
 from .common.standard_input import always
 from .config import GenerationConfig
 from .engines import ENGINES, CTranslate2Engine, Engine, PyTorchEngine
@@ -84,7 +84,7 @@ class Session:
         """Warn of outputs that did not come to their end."""
         if count:
             remedy = "all the model has" if self.max_length == self.model.config.max_length else "raise max_length"
-            warn(f"{count:,} output{'s' * (count > 1)} cut at {self.max_length} tokens ({remedy})")
+            warn(f"{plural(count, 'output')} cut at {self.max_length} tokens ({remedy})")
 
     def check_lines(self, lines: Iterator[tuple[int, str]], name: str) -> None:
         """Refuse a stream with a line that cannot be answered."""

@@ -142,14 +142,17 @@ HUGE_SHAPE = b'{"a":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4]}
 MODELS: dict[str, tuple[Damage, str]] = {  # the damage, and a part of what the refusal says
     # files missing, or of another kind
     "without config": (remove("config.json"), "no model here (no config.json); run train.py first, or name another"),
-    "without weights": (remove("model.safetensors"), "model.safetensors: is missing; download it again"),
+    "without weights": (remove("model.safetensors"), "model.safetensors: is missing; train or download it again"),
     "without tokenizer": (remove("tokenizer.json"), "tokenizer.json: is missing, and so is source.spm; save the model"),
     "pickle": (pickled, "pytorch_model.bin is a pickle, which is never read; save as safetensors"),
     "pickle under another name": (write("model.safetensors", pickle.dumps(Trap())), "safetensors: is damaged"),
     # the index of shards
     "index out of the directory": (index('{"weight_map": {"a": "../good/model.safetensors", "b": "/"}}'), "is missing"),
     "index with NUL": (index(r'{"weight_map": {"a": "x\u0000y"}}'), "is missing"),
-    "index with long name": (index(json.dumps({"weight_map": {"a": "x" * 300}})), "is missing; download it again"),
+    "index with long name": (
+        index(json.dumps({"weight_map": {"a": "x" * 300}})),
+        "is missing; train or download it again",
+    ),
     "index of another kind": (index("[]"), "index.json: is not a JSON object"),
     "index without files": (index('{"weight_map": 3}'), "is missing"),
     # config.json

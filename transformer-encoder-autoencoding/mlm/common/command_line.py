@@ -61,6 +61,8 @@ class Parser(argparse.ArgumentParser):
         hint = "--help lists the flags"
         if re.match("unrecognized arguments: -", message):
             hint += "; write -- before a text that begins with -"
+        elif message.startswith("unrecognized arguments: "):
+            hint += "; put a text of several words in quotes"
         self.exit(2, f"{self.prog}: {one_line(message)} ({hint})\n")
 
 

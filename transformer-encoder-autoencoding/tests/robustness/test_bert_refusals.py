@@ -59,7 +59,7 @@ def test_a_value_outside_the_range_of_its_field_is_refused(directory, field):
 
 
 def test_a_folder_without_a_model_is_refused_with_a_remedy(tmp_path):
-    refuse(tmp_path, f"{tmp_path}: no model here; run train_mlm.py first, or name another directory")
+    refuse(tmp_path, f"{tmp_path}: no model here (no config.json); run train_mlm.py first, or name another directory")
     refuse(tmp_path / "typo", "typo: no model here")
 
 

@@ -2,6 +2,7 @@
 and JSON. That the answers are right is tested in tests/model/test_filling.py."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -51,6 +52,12 @@ def test_scores_as_json_are_those_of_mask_filler(fill, loaded):
     results = [json.loads(line) for line in out.splitlines()]
     assert results == loaded.score(sentences)
     assert set(results[0]) == {"input", "pseudo_perplexity", "tokens"}
+    total = fill("--score", *sentences, "the zebra")[2].splitlines()[-1]  # for a person, on stderr
+    surprisals = [token["surprisal"] for result in [*results, loaded.score("the zebra")] for token in result["tokens"]]
+    known = [surprisal for surprisal in surprisals if surprisal is not None]
+    mean = sum(known) / len(known)
+    perplexity = f"pseudo-perplexity {math.exp(mean):.2f}; 1 unknown word not scored"
+    assert total == f"3 sentences, {len(known)} tokens: mean surprisal {mean:.3f} nats, {perplexity}"
     assert all(set(token) == {"token", "surprisal"} for token in results[0]["tokens"])
 
 
@@ -189,7 +196,9 @@ def test_one_sentence_gives_its_masks_and_a_list_gives_a_list(loaded):
 
 def test_a_model_directory_is_named_by_a_path_or_a_string(trained, loaded):
     assert MaskFiller.load(str(trained / "model"), device="cpu")(f"the {MASK}") == loaded(f"the {MASK}")
-    with pytest.raises(InputError, match=r"typo: no model here; run train_mlm\.py first, or name another directory$"):
+    with pytest.raises(
+        InputError, match=r"typo: no model here .*; run train_mlm\.py first, or name another directory$"
+    ):
         MaskFiller.load("typo")
 
 

@@ -115,7 +115,10 @@ REFUSED = [  # the command line, what the line on stderr must say
     (f"train_mlm.py --device {NO_DEVICE}", "this machine has none that PyTorch can use; take cpu (--device)"),
     ("train_mlm.py --no-such-flag", "unrecognized arguments: --no-such-flag"),
     ("train_mlm.py 'a\nb'", "unrecognized arguments: a b"),
-    ("train_mlm.py --init folder", "folder: no model here; run train_mlm.py first, or name another directory (--init)"),
+    (
+        "train_mlm.py --init folder",
+        "folder: no model here (no config.json); run train_mlm.py first, or name another directory (--init)",
+    ),
     ("train_mlm.py --corpus good.txt --init caf\udce9", "the name is not UTF-8; rename the folder"),
     ("train_mlm.py --corpus good.txt --init 'cut in the numbers'", "model.safetensors: is damaged"),
     ("train_mlm.py --init good --d-model 32", "init and d_model exclude each other: the directory has its own"),
@@ -144,7 +147,7 @@ REFUSED = [  # the command line, what the line on stderr must say
     # model directories
     (
         "fill_mask.py --model typo [MASK]",
-        "typo: no model here; run train_mlm.py first, or name another directory (--mo",
+        "typo: no model here (no config.json); run train_mlm.py first, or name another directory (--mo",
     ),
     ("fill_mask.py --model file [MASK]", "file: no model here"),
     ("fill_mask.py --model locked [MASK]", "Permission denied; change its permissions"),
@@ -414,7 +417,10 @@ def test_a_model_that_does_not_fit_into_memory_is_refused(run, place):
 def test_before_the_first_training_the_remedy_is_named(script, load_script, tmp_path, monkeypatch, name):
     monkeypatch.setattr(load_script(name), "FOLDER", tmp_path)
     status, _, stderr = script(name, f"the {MASK}")
-    assert status == 2 and "no model here; run train_mlm.py first, or name another directory (--model)" in stderr
+    assert (
+        status == 2
+        and "no model here (no config.json); run train_mlm.py first, or name another directory (--model)" in stderr
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 from pathlib import Path
 
@@ -184,6 +185,12 @@ def test_the_page_replays_what_was_watched(script, watched, tmp_path, monkeypatc
     data, names = data_of(tmp_path), ("step", "train_loss", "held_out_loss")
     assert data["watched"] == records(watched)
     assert data["curve"] == [{name: record[name] for name in names} for record in records(watched, "metrics.jsonl")]
+    made = (watched / "model" / "config.json").stat()
+    for seconds, replayed in ((1, True), (100, False)):  # in a copy of a run; in a run that ended without a model
+        os.utime(watched / "checkpoint.pt", (made.st_atime, made.st_mtime + seconds))
+        script("visualize_attention", "--html", "--model", ".", "--output", tmp_path)
+        assert bool(data_of(tmp_path)["watched"]) == replayed
+    os.utime(watched / "checkpoint.pt", (made.st_atime, made.st_mtime))
 
 
 @pytest.mark.parametrize("watched_text", TEXTS)

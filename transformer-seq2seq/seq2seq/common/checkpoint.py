@@ -13,10 +13,10 @@ from .errors import InputError, warn
 from .progress import Progress
 
 
-def is_unfinished(path: Path, made: Path) -> bool:
-    """Return True if there is a checkpoint, but what a run makes after it is missing or older: the run was cut
-    short."""
-    return path.exists() and not (made.exists() and made.stat().st_mtime_ns >= path.stat().st_mtime_ns)
+def is_unfinished(path: Path, made: Path, slack: float = 0.0) -> bool:
+    """Return True if there is a checkpoint, but what a run makes after it is missing or more than `slack` seconds
+    older: the run was cut short."""
+    return path.exists() and not (made.exists() and made.stat().st_mtime >= path.stat().st_mtime - slack)
 
 
 def previous(path: Path) -> Path:

@@ -39,6 +39,11 @@ def one_line(text: str) -> str:
     return text if len(text) <= 900 else f"{text[:600]} … {text[-290:]}"
 
 
+def plural(n: int, name: str) -> str:
+    """Write a number of things: 1 line, 1,000 lines."""
+    return f"{n:,} {name}{'' if n == 1 else 's'}"
+
+
 def launched_by_torchrun() -> bool:
     """Return True if torchrun has started this process as one of several."""
     return {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()

@@ -62,7 +62,7 @@ def weight_files(directory: Path) -> list[Path]:
         if path.name not in there:
             pickled = "pytorch_model.bin" in there
             hint = "pytorch_model.bin is a pickle, which is never read; save as safetensors"
-            raise InputError(f"{path}: is missing; {hint if pickled else 'download it again'}")
+            raise InputError(f"{path}: is missing; {hint if pickled else 'train or download it again'}")
     return paths
 
 
@@ -80,7 +80,7 @@ def read_tensors(paths: list[Path], is_unused: Callable[[str], bool], shapes_onl
                 raise
             except Exception as error:  # the library and PyTorch raise many kinds
                 refuse_lfs_pointer(path)
-                raise InputError(f"is damaged ({error}); download it again") from None
+                raise InputError(f"is damaged ({error}); train or download it again") from None
     return tensors
 
 

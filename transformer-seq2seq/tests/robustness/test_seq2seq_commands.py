@@ -178,9 +178,10 @@ def test_a_line_that_cannot_be_answered_is_told_before_any_is(script, trained, t
 
 def test_blank_lines_are_counted_without_a_bar_too(script, trained, tmp_path, monkeypatch):
     monkeypatch.setattr("inference.tqdm", partial(tqdm, disable=True))
-    (tmp_path / "in.txt").write_text("Good morning\n\nGood\n\n", encoding="utf-8")
+    (tmp_path / "in.txt").write_text("Good morning\n\nGood\tcook\n\n", encoding="utf-8")
     err = script("inference", "--model", trained / "model", "--input", tmp_path / "in.txt")[2]
     assert "in.txt: 2 blank lines, left blank" in err
+    assert "in.txt: 1 line with tabs, read whole as prompts" in err  # a file of pairs, it seems
 
 
 def test_unknown_words_of_a_pipe_are_named_before_a_bad_line(trained, folder):
