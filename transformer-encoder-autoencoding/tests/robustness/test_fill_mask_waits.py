@@ -32,7 +32,8 @@ def test_a_sentence_is_answered_before_the_next_is_written(folder, trained, trai
             assert sentence in process.stdout.readline()  # hangs if the whole input is awaited
             for _ in range(len(others) + 2 if flag == "--score" else 0):
                 assert process.stdout.readline()
-        assert process.communicate(timeout=60) == ("", "") and process.returncode == 0
+        out, err = process.communicate(timeout=60)
+        assert (out, process.returncode) == ("", 0) and bool(err) == (flag == "--score")  # the total
 
 
 @pytest.mark.parametrize("script", ["train_mlm.py", "fill_mask.py", "benchmark.py"])
