@@ -75,7 +75,7 @@ TIME_EDITS = """async (texts) => {
     const start = performance.now();
     field.value = text;
     field.dispatchEvent(new Event("input"));
-    while (!jobs.newest.done) await new Promise((done) => setTimeout(done, 1));
+    while (jobs.newest) await new Promise((done) => setTimeout(done, 1));
     times.push(shown - start);
   }
   Job.prototype.rest = rest;
