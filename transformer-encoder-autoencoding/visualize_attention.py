@@ -33,7 +33,7 @@ from mlm.common.plots import (
     select_map,
     shorten,
 )
-from mlm.common.token_text import show_token
+from mlm.common.token_text import show_token, show_tokens
 from mlm.explorer import page
 from mlm.explorer.reading import attend
 from mlm.filler import Sentence, collect_unknown_words
@@ -86,7 +86,7 @@ def draw_pictures(ids: list[int], filler: MaskFiller, args: argparse.Namespace) 
     """Draw the two pictures of a sentence with these ids. The guess for a [MASK] belongs to its row, which attends;
     what the others attend to is the [MASK]."""
     hidden_states, attention = attend(ids, filler.model)
-    words = [show_token(filler.tokenizer, token) for token in ids]
+    words = show_tokens(filler.tokenizer, ids, args.sentence, filler.special.unk)
     guessed = guess_masks(ids, words, hidden_states, filler)
     title = shorten(args.sentence, MAX_TITLE)
     weights, name = select_map(attention, args.layer, args.head)

@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
         write_text(args.output / PAGE, page.render(data))
     else:
         check_room(config.n_decoder_layers, config.n_heads)
-        found = attend(ids, model, tokenizer, config.max_length)
+        found = attend(args.prompt, ids, model, tokenizer, config.max_length)
         make_output_folder(args.output)
         draw_pictures(found, args)
     for file in [PAGE] if args.html else PICTURES:

@@ -33,5 +33,22 @@ def show_token(tokenizer: Tokenizer, token_id: int) -> str:
         text = bytes(BYTE_OF[character] for character in token).decode(errors="surrogateescape")
     else:
         text = tokenizer.decode([token_id], skip_special_tokens=False) or token
-    text = text.strip(" ") or "␣" * len(text)
+    return escape(text.strip(" ") or "␣" * len(text))
+
+
+def show_tokens(tokenizer: Tokenizer, ids: list[int], text: str, unk_id: int | None) -> list[str]:
+    """Return the tokens of a text, whose ids these are, as they read in it; a word that the vocabulary does not have
+    stands in the name of the unknown token: [UNK: word]."""
+    shown = [show_token(tokenizer, token) for token in ids]
+    encoding = tokenizer.encode(text) if unk_id in ids and isinstance(tokenizer, Tokenizer) else None
+    if encoding and encoding.ids == ids:
+        for i, (start, end) in enumerate(encoding.offsets):
+            if ids[i] == unk_id and (word := escape(text[start:end].strip())):
+                name = shown[i].rstrip("]>")
+                shown[i] = f"{name}: {word}{shown[i][len(name) :]}"
+    return shown
+
+
+def escape(text: str) -> str:
+    """Write control characters, and bytes that are no whole character, like <0xE6>."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f\udc80-\udcff]", lambda byte: f"<0x{ord(byte[0]) & 0xFF:02X}>", text)

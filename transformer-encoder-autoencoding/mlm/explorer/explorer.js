@@ -130,7 +130,7 @@ function showHead({ layer, head }) {
 }
 
 function showNote({ why, ids }) {
-  const unknown = ids?.includes(data.special.unk) ? "[UNK] is a word that the model does not know." : "";
+  const unknown = ids?.includes(data.special.unk) ? "[UNK: …] is a word that the model does not know." : "";
   $("note").textContent = why ?? unknown;
   $("note").classList.toggle("refused", Boolean(why));
   $("text").setAttribute("aria-invalid", Boolean(why));

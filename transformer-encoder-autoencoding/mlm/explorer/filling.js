@@ -17,7 +17,8 @@ class Filler {
   /** Encode a text -> { ids, words: the word that each token is of, shown: each token as it is shown } or, if it is
    * refused, { why }. */
   encode(text) {
-    const { ids, words } = this.tokenizer.encode(text);
+    const encoding = this.tokenizer.encode(text);
+    const { ids, words } = encoding;
     const { pad, unk, cls, sep } = this.special;
     if (ids.every((token) => token === cls || token === sep || token === pad)) {
       return { why: "The sentence is empty; type some words." };
@@ -27,7 +28,7 @@ class Filler {
     if (ids.length > this.limit) {
       return { why: `The sentence has ${ids.length} tokens, and the model takes ${this.limit}; shorten it.` };
     }
-    return { ids, words, shown: ids.map((token) => this.tokens[token] ?? "?") };
+    return { ids, words, shown: showTokensOf(encoding, (token) => this.tokens[token] ?? "?", unk) };
   }
 
   /** Whether a token is one of the sentence's, not [CLS] or [SEP]. */

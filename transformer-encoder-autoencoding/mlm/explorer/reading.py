@@ -9,7 +9,7 @@ from encoder import EncoderConfig, MaskedLanguageModel
 from ..common.errors import InputError
 from ..common.page_data import are_candidates, are_texts, are_weights, is_number
 from ..common.progress import check_watched
-from ..common.token_text import show_token
+from ..common.token_text import show_token, show_tokens
 from ..common.web_page import pack_weights
 from ..config import TrainConfig
 from ..filler import MaskFiller, Sentence, collect_unknown_words
@@ -56,7 +56,7 @@ def read(text: str, ids: list[int], model: MaskedLanguageModel, tokenizer: Token
     _, weights = attend(ids, model)
     return {
         "text": text,
-        "words": [show_token(tokenizer, token) for token in ids],
+        "words": show_tokens(tokenizer, ids, text, SpecialIds.of(tokenizer).unk),
         "weights": pack_weights(weights),
         "guesses": guess_each(ids, model, tokenizer),
     }

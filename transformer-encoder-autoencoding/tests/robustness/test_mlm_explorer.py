@@ -197,7 +197,7 @@ def test_every_weight_shown_is_the_models(opened, written, filler):
             return [...document.querySelectorAll("#from .figure")].map((figure) => figure.textContent);
         })""")
         words = texts(page, "#from bdi")
-    assert words == ["[CLS]", "the", "cat", MASK, "the", "small", "[UNK]", "[SEP]"]
+    assert words == ["[CLS]", "the", "cat", MASK, "the", "small", "[UNK: zebra]", "[SEP]"]
     assert all(re.fullmatch(r"[01]\.\d{3}", figure) for head in shown for row in head for figure in row)
     n_layers, n_heads = weights.shape[:2]
     for i, figures in enumerate(shown):

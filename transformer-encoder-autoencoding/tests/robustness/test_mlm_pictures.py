@@ -123,8 +123,8 @@ def test_a_map_is_that_of_the_layer_and_head_asked_for(script, load_script, trai
         assert script("visualize_attention", *flags, sentence)[0] == 0
         chosen, rows, columns, label, title, _ = drawn[-2]
         torch.testing.assert_close(chosen, expected)
-        assert rows == ["[CLS]", "the", "cat", f"{MASK} → chases", "the", "small", "[UNK]", "[SEP]"]
-        assert columns == ["[CLS]", "the", "cat", MASK, "the", "small", "[UNK]", "[SEP]"]
+        assert rows == ["[CLS]", "the", "cat", f"{MASK} → chases", "the", "small", "[UNK: zebra]", "[SEP]"]
+        assert columns == ["[CLS]", "the", "cat", MASK, "the", "small", "[UNK: zebra]", "[SEP]"]
         assert title.startswith(sentence) and ("layer 2" in title) == (layer == 2) and label == "attending"
         torch.testing.assert_close(drawn[-1][0], weights)
 

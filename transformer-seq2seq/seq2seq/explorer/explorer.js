@@ -127,22 +127,22 @@ function putTyped(step, text) {
 
 /** Ask the model, and show its answer; what takes longer follows. */
 function ask() {
-  const { ids } = live.tokenizer.encode(state.text);
-  const problem = live.problemOf(ids);
-  showQuestion(ids, problem);
+  const prompt = live.encode(state.text);
+  const problem = live.problemOf(prompt.ids);
+  showQuestion(prompt, problem);
   views.replay?.pause();
   return jobs.run(async (job) => {
     views.matters.expect();
     if (problem) return show();
     const question = { options: optionsOf(state), own: new Set(state.put.flatMap(({ own }, t) => (own ? [t] : []))) };
-    reading = await live.read(ids, question.options, question.own, state.off, job);
+    reading = await live.read(prompt, question.options, question.own, state.off, job);
     reading.method = state.method;
     moment = known = null;
     show();
     views.replay?.end();
     if (state.step !== null) chooseNewest();
     await job.rest();
-    await compare(ids, question, job);
+    await compare(prompt, question, job);
     if (state.matters) await findWhatMatters(job);
     else views.matters.clear();
   });
@@ -156,11 +156,11 @@ function optionsOf({ method, beam, penalty, temperature, kept, mass, seed, put }
 }
 
 /** Compare the output with that of the whole model. */
-async function compare(ids, { options, own }, job) {
+async function compare(prompt, { options, own }, job) {
   if (!state.off.size) return views.answers.clear();
   const { off, step, kind, layer, head, form, matters, ...asked } = state;
   const key = JSON.stringify(asked);
-  if (whole.key !== key) whole = { key, reading: await live.read(ids, options, own, ALL_ON, job) };
+  if (whole.key !== key) whole = { key, reading: await live.read(prompt, options, own, ALL_ON, job) };
   const { found, words } = whole.reading;
   const is = await live.score(whole.reading, off, job);
   const was = found[0].path.map(({ parent, token }) => parent.logProbs[token]);
@@ -258,15 +258,15 @@ function showLens(step) {
 }
 
 /** Show what is asked: the prompt, its tokens, and the settings. */
-function showQuestion(ids, problem) {
+function showQuestion({ ids, shown }, problem) {
   if ($("text").value !== state.text) $("text").value = state.text;
   $("text").classList.toggle("long", state.text.length > 90);
   $("problem").textContent = problem;
   $("text").setAttribute("aria-invalid", problem !== "");
   document.querySelector("main").classList.toggle("stale", problem !== "");
   const { unk } = data.special;
-  const pieces = ids.map((id) => {
-    const piece = make("bdi", id === unk ? "piece unknown" : "piece", live.nameOf(id));
+  const pieces = ids.map((id, i) => {
+    const piece = make("bdi", id === unk ? "piece unknown" : "piece", shown[i]);
     if (id === unk) piece.title = "unknown to the model";
     return piece;
   });

@@ -35,6 +35,12 @@ class Live {
     return this.tokens[id] ?? "?";
   }
 
+  /** Encode a prompt: the ids of its tokens, and the tokens as they are shown. */
+  encode(text) {
+    const encoding = this.tokenizer.encode(text);
+    return { ids: encoding.ids, shown: showTokensOf(encoding, (id) => this.nameOf(id), this.special.unk) };
+  }
+
   /** Write token ids, </s> left out, as a text. */
   write(ids) {
     return this.tokenizer.decode(ids.filter((id) => id !== this.special.eos));
@@ -56,16 +62,16 @@ class Live {
     return ids.length > most ? `The prompt has ${ids.length} tokens; the model takes at most ${most}. Shorten it.` : "";
   }
 
-  /** Answer a prompt with these ids -> a reading. options: those of generate; own: the steps, from 0, at which the
+  /** Answer a prompt, as encode returns it -> a reading. options: those of generate; own: the steps, from 0, at which the
    * reader has put a word. */
-  async read(ids, options, own, off, job) {
+  async read({ ids, shown }, options, own, off, job) {
     const { n_heads: heads, max_length } = this.config;
     const encoded = await this.model.encode(ids, off, job);
     const memory = encoded.states.at(-1);
     const { found, steps } = await generate(this.model, memory, max_length, options, off, job);
     const { path, finished } = found[0];
     const output = path.map(({ token }) => this.nameOf(token));
-    const reading = { source: ids.map((id) => this.nameOf(id)), output, target: ["start", ...output.slice(0, -1)] };
+    const reading = { source: shown, output, target: ["start", ...output.slice(0, -1)] };
     const attended = (kind) => path.map(({ parent }) => parent.hidden[kind]);
     const words = path.map(({ parent, token: id }, t) => {
       return { text: output[t], probability: Math.exp(parent.logProbs[id]), own: own.has(t), id };

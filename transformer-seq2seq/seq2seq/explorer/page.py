@@ -56,7 +56,7 @@ def make_data(
         "why": None,
         **read_training(run, lambda record: is_reading(record, config)),
     }
-    found = attend(ids, model, tokenizer, config.max_length)  # refuses damaged weights
+    found = attend(text, ids, model, tokenizer, config.max_length)  # refuses damaged weights
     try:
         return data | pack_all(model, tokenizer, encode_special=True)
     except InputError as why:

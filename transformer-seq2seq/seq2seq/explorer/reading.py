@@ -13,10 +13,11 @@ from transformer import Attentions, Transformer, TransformerConfig, padding_mask
 from ..common.errors import InputError
 from ..common.page_data import are_candidates, are_texts, are_weights
 from ..common.progress import check_watched
-from ..common.token_text import show_token
+from ..common.token_text import show_token, show_tokens
 from ..common.web_page import pack_weights
 from ..config import TrainConfig
 from ..generation import collect_unknown_words, encode_prompts, require_outputs
+from ..tokenizer import UNK
 
 CANDIDATES, CANDIDATE_BYTES = 5, 45  # for each word, and about so many bytes of JSON for each of them
 MAX_WATCHED_OUTPUT = 40  # tokens
@@ -38,8 +39,9 @@ class Attended:
 
 
 @torch.inference_mode()
-def attend(ids: list[int], model: Transformer, tokenizer: Tokenizer, max_length: int) -> Attended:
-    """Generate from a prompt with these ids, greedily and at most max_length tokens, and look at all attention."""
+def attend(text: str, ids: list[int], model: Transformer, tokenizer: Tokenizer, max_length: int) -> Attended:
+    """Generate from a prompt, whose ids these are, greedily, at most max_length tokens, and look at all
+    attention."""
     config = model.config
     source = torch.tensor([ids], device=model.output_bias.device)
     output = require_outputs(generate(model, source, max_length))[0][0].ids
@@ -50,7 +52,7 @@ def attend(ids: list[int], model: Transformer, tokenizer: Tokenizer, max_length:
     hidden = model.decode(target, memory, padding_mask(source, config.pad_id), attentions=attentions)
     generated = [show_token(tokenizer, token) for token in output]
     return Attended(
-        source=[show_token(tokenizer, token) for token in ids],
+        source=show_tokens(tokenizer, ids, text, tokenizer.token_to_id(UNK)),
         generated=generated,
         target=["start", *generated[:-1]],
         cross=torch.stack(attentions.cross)[:, 0].cpu(),
@@ -109,7 +111,7 @@ def encode_watched(config: TrainConfig, model: Transformer, tokenizer: Tokenizer
 def read_watched(text: str, ids: list[int], model: Transformer, tokenizer: Tokenizer) -> dict:
     """Return the reading of a watched text; a model that is not trained yet may not come to an end."""
     length = min(MAX_WATCHED_OUTPUT, model.config.max_length)
-    return read(text, attend(ids, model, tokenizer, length), tokenizer)
+    return read(text, attend(text, ids, model, tokenizer, length), tokenizer)
 
 
 def is_reading(value: dict, config: TransformerConfig) -> bool:

@@ -187,8 +187,8 @@ def test_everything_follows_what_is_typed(opened, written, model_of_page):
 
 def test_unknown_words_are_marked(opened, written):
     with opened(written) as page:
-        assert texts(page, "#pieces bdi") == ["The", "<unk>", "bakes", "the", "bread", "</s>"]
-        assert texts(page, "#pieces .unknown") == ["<unk>"]
+        assert texts(page, "#pieces bdi") == ["The", "<unk: zebra>", "bakes", "the", "bread", "</s>"]
+        assert texts(page, "#pieces .unknown") == ["<unk: zebra>"]
         page.locator("#text").fill(OTHER)
         expect(page.locator("#pieces .unknown")).to_have_count(0)
 
@@ -401,7 +401,7 @@ def test_every_weight_shown_is_the_models(opened, request, exact, kind, page_nam
         })""")
         words = texts(page, "#from bdi"), texts(page, "#to bdi")
         bits = [float(text) for text in texts(page, ".head span")]
-    asked = ["The", "<unk>", *PROMPT.split()[2:], "</s>"]
+    asked = ["The", "<unk: zebra>", *PROMPT.split()[2:], "</s>"]
     written_before = ["start", *exact.words[:-1]]
     sides = {"cross": (exact.words, asked), "decoder": (exact.words, written_before), "encoder": (asked, asked)}
     assert words == sides[kind]
@@ -486,7 +486,7 @@ def test_pointing_at_a_word_or_a_cell_says_its_figures(opened, written, exact):
         box = page.locator("#canvas").bounding_box()
         columns, rows = len(PROMPT.split()) + 1, len(exact.words)
         page.mouse.move(box["x"] + 1.5 * box["width"] / columns, box["y"] + 2.5 * box["height"] / rows)
-        assert page.locator("#reading").inner_text() == f"{exact.words[2]} attends to <unk> {figures[1]}"
+        assert page.locator("#reading").inner_text() == f"{exact.words[2]} attends to <unk: zebra> {figures[1]}"
 
 
 def test_the_head_asked_for_is_shown_at_first(opened, script, trained, tmp_path):

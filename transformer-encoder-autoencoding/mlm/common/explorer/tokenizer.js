@@ -144,7 +144,8 @@ const MODELS = { WordLevel: wordLevel, WordPiece: wordPiece, BPE: bytePairEncodi
 // ---- post-processors: functions that put special tokens around {ids, words}
 
 /** Put ids of special tokens, which belong to no word, before and behind an encoding. */
-const surround = (before, { ids, words }, behind) => ({
+const surround = (before, { ids, words, pieces }, behind) => ({
+  pieces,
   ids: [...before, ...ids, ...behind],
   words: [...before.map(() => null), ...words, ...behind.map(() => null)],
 });
@@ -207,6 +208,16 @@ const DECODERS = {
 
 // ---- the whole
 
+/** Show the tokens of an encoding. nameOf(id): as a token is shown by itself; unk: the id of the unknown one, which is
+ * shown as [UNK: word]. */
+function showTokensOf({ ids, words, pieces }, nameOf, unk) {
+  return ids.map((id, i) => {
+    const word = id === unk && words[i] !== null ? pieces[words[i]].replaceAll("▁", " ").trim() : "";
+    const name = nameOf(id);
+    return word && word !== name ? name.replace(/[\]>]*$/v, (end) => `: ${word}${end}`) : name;
+  });
+}
+
 /** Return true if a letter stands right before or right behind a part of a text. */
 const isInWord = (text, start, end) =>
   ENDS_IN_WORD.test(text.slice(Math.max(0, start - 2), start)) || STARTS_IN_WORD.test(text.slice(end, end + 2));
@@ -268,8 +279,8 @@ class Tokenizer {
     return pieces;
   }
 
-  /** Encode a text: the ids of its tokens, and the word that each is a part of, numbered from 0; null for a token that
-   * stands around the text. */
+  /** Encode a text: the ids of its tokens; the word that each is a part of, numbered from 0, null for a token that
+   * stands around the text; and the pieces of text that these words are. */
   encode(text) {
     const cut = (pieces, how) =>
       pieces.flatMap((piece) => (piece.ids ? [piece] : how(piece).filter((one) => one.text)));
@@ -279,7 +290,8 @@ class Tokenizer {
     for (const how of this.preTokenizers) pieces = cut(pieces, how);
     const perWord = pieces.map((piece) => piece.ids ?? this.tokenize(piece.text));
     const words = perWord.flatMap((ids, word) => ids.map(() => word));
-    return this.postProcessors.reduce((encoding, process) => process(encoding), { ids: perWord.flat(), words });
+    const encoding = { ids: perWord.flat(), words, pieces: pieces.map((piece) => piece.text) };
+    return this.postProcessors.reduce((sofar, process) => process(sofar), encoding);
   }
 
   /** Decode ids into a text, special tokens too; an id that there is not is left out. */
