@@ -11,6 +11,7 @@ from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
     AutoTokenizer,
+    BertConfig,
     BertForPreTraining,
     BertForSequenceClassification,
     BertModel,
@@ -217,6 +218,13 @@ def test_vocab_txt_is_read_as_hugging_face_reads_it(tmp_path, settings):
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertJapaneseTokenizer"}')
     with pytest.raises(InputError, match="tokenizer_class is 'BertJapaneseTokenizer'"):
         bert.load(tmp_path, CPU)
+
+
+def test_a_field_that_is_missing_means_what_it_does_to_hugging_face():
+    optional = [field for field in bert.FIELDS.values() if field.default is not None]
+    assert {field.name: field.read({}) for field in optional} == {
+        field.name: getattr(BertConfig(), field.name) for field in optional
+    }
 
 
 @pytest.mark.parametrize("kind", [BertModel, BertForSequenceClassification])

@@ -193,6 +193,16 @@ def test_dropout_acts_in_training_and_never_in_evaluation(make_model):
     assert not torch.equal(model(IDS), model(IDS))
 
 
+def test_dropout_is_of_the_embeddings_and_of_every_sublayer(model, monkeypatch):
+    """Doubling in its place shows where it stands (Vaswani et al. 2017, section 5.4)."""
+    monkeypatch.setattr(F, "dropout", lambda x, *_: 2 * x)
+    embeddings, layer, mask = model.encoder.embeddings, model.encoder.layers[0], padding_mask(IDS, PAD)
+    x = embeddings(IDS)
+    assert_equal(x, 2 * embeddings.norm(embeddings.token.weight[IDS] + embeddings.position.weight[:6]))
+    middle = layer.attention_norm(x + 2 * layer.attention(x, mask)[0])
+    assert_equal(layer(x, mask)[0], layer.feed_forward_norm(middle + 2 * layer.feed_forward(middle)))
+
+
 def test_every_parameter_gets_a_gradient(model):
     """A parameter without one would never learn."""
     model(IDS).square().sum().backward()

@@ -118,6 +118,15 @@ def test_n_grams_back_off_to_shorter_ones(agreement):
     assert grams.score("a b d") == pytest.approx(sum(map(log, after)))
 
 
+def test_ties_count_as_wrong(agreement, tmp_path, monkeypatch, capsys):
+    """Of two pairs, each of one sentence twice, none is right."""
+    for name, number in (("N_TRAIN", 500), ("N_HELD_OUT", 0)):
+        monkeypatch.setattr(agreement, name, number)
+    monkeypatch.setattr(agreement, "draw_pairs", lambda *args: [((text, text), 0) for text in sorted(args[-1])[:2]])
+    agreement.main(["--output", str(tmp_path)])
+    assert capsys.readouterr().out.count("distractors: 0.0%, 0.0%, 0.0%, 0.0% right; 2 ties\n") == 2
+
+
 def test_a_folder_that_cannot_be_made_is_one_line(agreement, tmp_path, capsys):
     (tmp_path / "file").write_text("kept")
     with pytest.raises(SystemExit) as stopped:

@@ -2,12 +2,14 @@
 promise. What a model answers to them is in tests/model/test_filling.py."""
 
 import csv
+import json
 import math
 import shutil
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +18,8 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, normalizers
 
 from mlm import cloze as clozes_of
-from mlm import filling
-from mlm.cloze import Cloze, NearestSentence, accuracy, accuracy_by_kind, answer, encode_clozes, read_clozes
+from mlm import filling, report
+from mlm.cloze import Answers, Cloze, NearestSentence, accuracy, accuracy_by_kind, answer, encode_clozes, read_clozes
 from mlm.common.errors import InputError
 from mlm.dataset import MLMDataset
 from mlm.report import unigram_loss
@@ -97,8 +99,13 @@ def test_combining_marks_are_parts_of_words(tmp_path, sentence, key):
     assert sentence[slice(*test.key_span())] == key
 
 
-def test_guesses_are_those_of_the_right_sentences(tokenizer, tiny, training, monkeypatch):
-    """A model that knows every key word gets all of them right, whatever the order in which it is asked."""
+@pytest.mark.parametrize("uncased", [False, True])
+def test_guesses_are_those_of_the_right_sentences(tokenizer, tiny, training, monkeypatch, uncased):
+    """A model that knows every key word gets all of them right, whatever the order in which it is asked, even if it
+    knows none of its capitals."""
+    if uncased:
+        tokenizer, training = Tokenizer.from_str(tokenizer.to_str()), [sentence.title() for sentence in training]
+        tokenizer.normalizer = normalizers.Sequence([tokenizer.normalizer, normalizers.Lowercase()])
     tests = [cloze(sentence, sentence.split()[-1 - i % 3]) for i, sentence in enumerate(training)]
     encoded = encode_clozes(tests, tokenizer, 24)
     keys = {tuple(test.query.ids): test.key_ids for test in encoded}
@@ -170,6 +177,39 @@ def test_accuracy_is_the_share_of_right_answers_of_each_kind():
     clozes = [cloze("a b", "a", kind) for kind in "xxxyx"]
     assert accuracy_by_kind(clozes, ["a", "b", "a", "b", "a"]) == {"x": 0.75, "y": 0.0}
     assert accuracy(clozes, ["a", "b", "a", "b", "a"]) == 0.6
+
+
+def test_the_table_tells_model_and_baseline_apart(tmp_path, monkeypatch, capsys, tokenizer, tiny):
+    """The model knows all training sentences and no other, the baseline half of them and all others."""
+    recall, held_out = (
+        encode_clozes([cloze(text, text.split()[1], kind) for text in texts], tokenizer, 24)
+        for kind, texts in (("fact", ["the cat chases", "a dog eats"]), ("new", ["the king reads"]))
+    )
+    guesses = {"fact": ["cat", "dog"], "new": ["queen"]}
+    monkeypatch.setattr(report, "answer", lambda tests, *_: Answers(0.5, guesses[tests[0].cloze.kind]))
+    text = ["the cat chases", "the king reads"]
+    data = SimpleNamespace(recall_clozes=recall, held_out_clozes=held_out, text=text, tokenizer=tokenizer)
+    figures = {"held_out_token_accuracy": 0.25, "held_out_loss": 2.0}
+    report.compare(tiny, data, figures, tmp_path / "metrics.json")
+    metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics == figures | {
+        "recall_loss": 0.5,
+        "recall_accuracy": 1.0,
+        "held_out_by_kind": {"new": 0.0},
+        "baseline_by_kind": {"new": 1.0},
+    }
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows[1] == ["Transformer", "nearest", "sentence"]
+    assert [row[-2:] for row in rows if row[-3:-2] == ["word"]] == [["100.0%", "50.0%"], ["0.0%", "100.0%"]]
+    assert rows[-1] == ["the", "[queen]", "reads", "(was:", "king)"]
+
+
+@pytest.mark.parametrize(("n_tests", "n_shown"), [(1, 1), (10, 10), (11, 6), (40, 10)])
+def test_at_most_ten_examples_are_shown_evenly_spread(tokenizer, n_tests, n_shown):
+    tests = encode_clozes([cloze(f"the cat {i}", "cat") for i in range(n_tests)], tokenizer, 24)
+    shown = report.show_examples(tests, Answers(0.0, ["cat"] * n_tests))
+    numbers = [int(line.split()[-1]) for line in shown]
+    assert numbers == list(range(0, n_tests, -(-n_tests // 10))) and len(shown) == n_shown
 
 
 def test_unigram_loss_is_that_of_the_frequencies_in_training(tokenizer):
@@ -287,6 +327,8 @@ def test_the_script_makes_the_files_that_are_there_byte_for_byte(tmp_path):
         ("frames.tsv", "capital\tHere is {subject}", "frames.tsv line"),
         ("frames.tsv", "moons\t{value} circles {subject}", "12 and 6"),
         ("free.tsv", "A cat sees a cat\tcat\t", "stands once"),
+        ("free.tsv", "A cat sees a dog.\tcat\t", "no full stop"),
+        ("free.tsv", "a cat sees a dog\tcat\t", "a capital"),
         ("free.tsv", "Transformers use self attention\tself\t", "there already"),
         ("free.tsv", "Transformers use cross attention\tcross\t", "another key"),
     ],

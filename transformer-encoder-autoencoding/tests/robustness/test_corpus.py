@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from mlm.cloze import words_of
 from mlm.common import lines
+from mlm.common.coverage import Coverage
 from mlm.common.errors import InputError
 from mlm.common.lines import chunks, draw_held_out, normalize, numbered_lines
 from mlm.config import TrainConfig
@@ -346,6 +347,13 @@ def test_held_out_text_that_is_mostly_unknown_is_warned_of(tmp_path, capsys):
     coverage = prepare_data(replace(config, tokenizer="bpe")).coverage
     assert "unknown" not in capsys.readouterr().err
     assert coverage.n_unknown == 0 and coverage.n_tokens > coverage.n_words
+
+
+@pytest.mark.parametrize("counts", [(3, 20), (20, 1000)])
+def test_a_few_unknown_tokens_or_a_small_share_are_not_warned_of(capsys, counts):
+    n_unknown, n_tokens = counts
+    Coverage(n_tokens, n_tokens, n_unknown).warn("held-out tokens")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_word_that_occurs_twice_is_one_subword():

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 import train_mlm
 from mlm import dataset
@@ -96,6 +97,7 @@ def test_blocks_have_something_of_the_whole_corpus_and_come_in_another_order_eve
         orders.append([int(block.min()) for block in blocks])
         for block in blocks:
             assert len(block) == 64 and np.diff(np.sort(block)).max() <= 40
+        assert len({tuple(block - block.min()) for block in blocks}) == 10  # each is shuffled in its own way
     assert sorted(orders[0]) == sorted(orders[1]) == [4 * i for i in range(10)]
     assert orders[0] != orders[1] != orders[2]
 
@@ -146,6 +148,16 @@ def test_ids_of_any_vocabulary_are_written(tmp_path, vocab_size, dtype):
     for written, wanted in zip(open_sequences(tmp_path, "some"), concatenate(pieces), strict=True):
         assert written.tolist() == wanted.tolist()
     assert open_sequences(tmp_path, "some")[0].dtype == dtype
+
+
+def test_ids_behind_a_gap_of_the_vocabulary_are_written(files, tokenizer, tmp_path):
+    content = json.loads(tokenizer.to_str())
+    content["model"]["vocab"]["cat"] = 70_000
+    with_gap = Tokenizer.from_str(json.dumps(content))
+    source, tokens, _ = filled(files, with_gap, tmp_path)
+    on_disk = MLMDataset.on_disk(tokens, with_gap)
+    assert on_disk.sequences.ids.max() == 70_000
+    same_batches(on_disk, MLMDataset.in_memory(source, with_gap, 24))
 
 
 # ---- whole or not at all

@@ -77,6 +77,14 @@ def test_a_person_reads_sentence_perplexity_and_words(fill):
     assert [line.split()[-1] for line in lines[2:]] == lines[0].split()
 
 
+def test_what_is_as_good_as_impossible_has_a_perplexity_too(fill, monkeypatch):
+    """The largest that can be written: e to the 800 is none that a computer's numbers hold."""
+    monkeypatch.setattr(filler, "score", lambda found, *_: [[{"token": "the", "surprisal": 800.0}] for _ in found])
+    status, out, stderr = fill("--score", "the cat", "the dog")
+    largest = f"pseudo-perplexity {math.exp(700):.2f}\n"
+    assert (status, out.count(largest), stderr.count(largest)) == (0, 2, 1)
+
+
 def test_standard_input_is_read_line_by_line(fill, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     stdin = "\ufeffthe cat [MASK] the small mouse\r\n\nour [MASK] drives a blue car\n".encode()
@@ -215,6 +223,14 @@ def test_a_model_directory_is_named_by_a_path_or_a_string(trained, loaded):
 def test_bad_input_raises_input_error(loaded, sentences, top_k, reason):
     with pytest.raises(InputError, match=reason):
         loaded(sentences, top_k)
+
+
+def test_a_sentence_may_be_as_long_as_the_model_takes_and_no_longer(loaded):
+    limit = loaded.model.config.max_length
+    longest = f"the {MASK}" + " cat" * (limit - 4)  # [CLS] and [SEP] count too
+    assert len(loaded(longest)) == 1
+    with pytest.raises(InputError, match=f"the sentence has {limit + 1} tokens, the model takes {limit}"):
+        loaded(f"{longest} cat")
 
 
 def test_masks_that_the_tokenizer_does_not_see_are_no_gaps(loaded, tokenizer):

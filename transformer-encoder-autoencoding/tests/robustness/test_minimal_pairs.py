@@ -98,6 +98,7 @@ def test_sums_of_equal_terms_tie_in_any_order(make_model, tokenizer):
         ((1.0, 2.0), (1.0, 2.5), "preferred"),
         ((1.0, 2.5), (1.0, 2.0), "other"),
         ((0.1, 0.2, 0.3), (0.3, 0.2, 0.1), "ties"),
+        ((1.0, 2.0), (1.0, 2.00001), "ties"),  # no more than rounding
         ((1e4, 1.0), (1e4, 1.001), "preferred"),  # in single precision, these sums are equal
         ((1.0, None), (2.0, None), "preferred"),
         ((1.0, None), (1.0, 2.0), "unknown"),  # a term less is no merit

@@ -284,6 +284,21 @@ def test_every_ablation_of_the_model_changes_it(name, build):
     assert not torch.allclose(build(name).model(ids), build().model(ids), atol=1e-3)
 
 
+def test_a_point_of_the_curve_is_of_the_batches_since_the_last_one(ablations, build, monkeypatch):
+    """Every pass has batches of its own. The number of the pass stands for the loss of each of its tokens."""
+    trainer, asked = build(), []
+    progress, batches = trainer.progress, trainer.batches
+
+    def update(*_):
+        progress.nll, progress.nll_tokens = progress.nll + asked[-1], progress.nll_tokens + 1
+
+    monkeypatch.setattr(trainer, "batches", lambda epoch: asked.append(epoch) or batches(epoch))
+    monkeypatch.setattr(trainer, "update", update)
+    curve, stopped = ablations.learn(trainer, 3, lambda _: {}, lambda: None)
+    assert asked[-3:] == [0, 1, 2] and stopped is None
+    assert curve == [{"epoch": epoch + 1, "train_loss": epoch} for epoch in asked[-3:]]
+
+
 def test_a_run_that_diverges_is_told(ablations, monkeypatch):
     explode = Ablation("", "", lambda trainer: trainer.model.head.decoder.bias.data.fill_(torch.inf))
     monkeypatch.setitem(ablations.study.ablations, "explosive", explode)

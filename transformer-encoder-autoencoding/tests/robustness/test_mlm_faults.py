@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import train_mlm
+from mlm import bert
 from mlm.common import checkpoint
 from mlm.common.distributed import DistributedContext
 from mlm.common.errors import InputError
@@ -203,6 +204,20 @@ def test_a_full_disk_keeps_the_states_there_are(interrupted, monkeypatch):
     with pytest.raises(OSError, match=r"No space.*checkpoint\.pt"):
         checkpoint.save(folder / "checkpoint.pt", {})
     assert {path.name: path.read_bytes() for path in folder.glob("checkpoint*")} == before
+
+
+def test_what_replaces_a_file_is_on_the_disk_before(tmp_path, tiny, tokenizer, monkeypatch):
+    """Else a power cut could leave an empty file in place of a whole one."""
+    calls = []
+    for name in "fsync", "replace":
+        old = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args, name=name, old=old: calls.append(name) or old(*args))
+    checkpoint.save(tmp_path / "checkpoint.pt", {})
+    assert calls == ["fsync", "replace"]
+    calls.clear()
+    bert.save(tmp_path / "model", tiny, tokenizer)
+    n_files = len(list((tmp_path / "model").iterdir()))
+    assert calls == ["fsync"] * n_files + ["replace"] * n_files
 
 
 def test_two_runs_do_not_write_into_one_folder(flags, tmp_path, script):

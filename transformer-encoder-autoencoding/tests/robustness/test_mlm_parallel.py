@@ -58,6 +58,17 @@ def test_shards_are_every_member_once():
     assert DistributedContext(CPU, 4, 5).shard(np.arange(3)).size == 0
 
 
+def test_processes_hide_the_same_tokens_and_drop_different_numbers(flags, tmp_path, monkeypatch):
+    seeds = []
+    monkeypatch.setattr(train_mlm, "seed_all", lambda *numbers: seeds.append(numbers))
+    config, _ = train_mlm.parse_args([*flags, "--output", str(tmp_path)])
+    for rank in range(2):
+        trainer = train_mlm.build_trainer(config, DistributedContext(CPU, rank))
+        trainer.update(trainer.batches(0)[0], 0.0)
+    (masks, dropout), (same_masks, other_dropout) = seeds[:2], seeds[2:]
+    assert masks == same_masks and dropout != other_dropout
+
+
 def test_two_processes_learn_what_one_does_and_another_number_goes_on(flags, tmp_path, script):
     one, two = tmp_path / "one", tmp_path / "two"
     name = SCRIPT.stem

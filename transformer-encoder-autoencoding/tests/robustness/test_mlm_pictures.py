@@ -2,7 +2,9 @@
 writes with --html is tested in test_mlm_explorer.py, how maps are drawn in common/ is the same in both experiments."""
 
 from dataclasses import replace
+from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from fontTools.fontBuilder import FontBuilder
@@ -58,10 +60,41 @@ def test_a_long_sentence_has_a_picture_that_fits_into_memory(tmp_path, monkeypat
     assert len(drawn) == 1 and drawn[0].max() <= 10_000
 
 
-def test_every_word_beside_the_heads_can_be_read(tmp_path, monkeypatch):
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are drawn and not written."""
+    figures = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, *_, **__: figures.append(figure))
+    yield figures
+    for figure in figures:
+        plots.plt.close(figure)
+
+
+def test_every_map_has_its_own_weights_and_the_words_on_their_sides(drawn, tmp_path):
+    """A row for each word that attends, a column for each that is attended to."""
+    weights = torch.rand(2, 3, 2, 4, generator=torch.Generator().manual_seed(0))
+    words = ["the", "cat"], ["a", "dog", "reads", "it"]
+    plots.draw_map(weights[1, 2], *words, "attending", "title", tmp_path / "map.png")
+    plots.draw_heads(weights, *words, "attending", "title", tmp_path / "heads.png")
+    one, *maps = drawn[0].axes[0], *drawn[1].axes[:-1]  # the last one is the colour bar
+    for axes in one, maps[3]:
+        labels = axes.get_yticklabels(), axes.get_xticklabels()
+        assert tuple([label.get_text() for label in side] for side in labels) == words
+    assert np.array_equal(one.images[0].get_array(), weights[1, 2])
+    for axes, (layer, head) in zip(maps, product(range(2), range(3)), strict=True):
+        assert axes.get_title().startswith(f"layer {layer + 1}, head {head + 1}\n")
+        assert np.array_equal(axes.images[0].get_array(), weights[layer, head])
+
+
+def test_the_curve_has_each_loss_under_its_name(drawn, tmp_path):
+    curve = [{"step": step, "train_loss": 1 / step, "held_out_loss": 2 / step} for step in (50, 90)]
+    plots.draw_curve(curve, "hidden", tmp_path / "curve.png")
+    lines = {line.get_label(): line.get_xydata().tolist() for line in drawn[0].axes[0].lines}
+    assert lines == {"training text": [[50, 1 / 50], [90, 1 / 90]], "held-out text": [[50, 2 / 50], [90, 2 / 90]]}
+
+
+def test_every_word_beside_the_heads_can_be_read(drawn, tmp_path):
     """The maps grow with the words; where a picture would get too large, some words are passed over, and it says so."""
-    drawn = []
-    monkeypatch.setattr(plots, "save_figure", lambda figure, *_, **__: drawn.append(figure))
     for n_heads, n_words, crowded in [(4, 8, False), (4, 80, False), (12, 100, True)]:
         words, weights = [f"word {i}" for i in range(n_words)], torch.eye(n_words).expand(2, n_heads, -1, -1)
         assert plots.draw_heads(weights, words, words, "attending", "title", tmp_path / "heads.png") == crowded
@@ -71,7 +104,6 @@ def test_every_word_beside_the_heads_can_be_read(tmp_path, monkeypatch):
         assert (len(labels) < n_words) == crowded
         points = axes.get_window_extent().height / drawn[-1].dpi * 72 / len(labels)
         assert points > labels[0].get_fontsize()
-        plots.plt.close(drawn[-1])
     assert max(drawn[-1].get_size_inches()) < 45
 
 

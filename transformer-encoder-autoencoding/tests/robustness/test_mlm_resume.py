@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import train_mlm
+from mlm import bert
 from mlm.common.distributed import DistributedContext
 from mlm.common.errors import InputError
 
@@ -62,8 +63,8 @@ def assert_same_weights(one, other):
 # ---- limits
 
 
-def test_passes_and_steps_are_both_limits(begin):
-    trainer = begin("--epochs", 2, "--max-steps", 1000)
+def test_passes_and_steps_are_both_limits(begin, training):
+    trainer = begin("--epochs", 2, "--max-steps", 1000, sentences=[*training, "a bird eats"])  # one is padded
     trainer.train(NoInterrupt())
     progress = trainer.progress
     assert (progress.step, progress.epoch, progress.position) == (2 * len(trainer.batches(0)), 2, 0)
@@ -87,6 +88,8 @@ def test_a_loss_that_is_not_finite_ends_the_run(begin):
         trainer.train(NoInterrupt())
     assert error.value.setting == "learning_rate"
     assert not trainer.config.checkpoint.exists()
+    with pytest.raises(InputError, match="no longer finite"):
+        trainer.score_held_out()
 
 
 # ---- continuation
@@ -125,7 +128,9 @@ def test_a_finished_run_continues_with_a_larger_budget_and_says_so(begin):
     again.train(NoInterrupt())
     assert again.progress.parts == first.progress.parts
     longer = begin("--max-steps", 7, "--precision", "bf16", "--resume")
+    longer.progress.seconds = 100.0  # as if the run before had been a long one
     longer.train(NoInterrupt())
+    assert 100 <= longer.progress.curve[-1]["seconds"] < 200
     assert [record["step"] for record in longer.progress.curve] == [2, 7]
     before, after = longer.progress.parts
     assert before == first.progress.parts[0]
@@ -191,7 +196,15 @@ def test_a_checkpoint_runs_no_code(begin, tmp_path):
     assert not (tmp_path / "trace").exists()
 
 
-# ---- the report
+# ---- the model and the report
+
+
+def test_the_model_has_the_weights_that_were_kept_not_the_last_ones(begin):
+    trainer = begin("--max-steps", 2)
+    trainer.train(NoInterrupt())
+    trainer.kept = {name: weight + 1 for name, weight in trainer.kept.items()}
+    train_mlm.save_model(trainer, trainer.config.output / "model")
+    assert_same_weights(bert.load(trainer.config.output / "model", CPU)[0].state_dict(), trainer.kept)
 
 
 def test_no_held_out_sentence_counts_as_recalled(script, tmp_path, training, sizes):
