@@ -6,8 +6,8 @@ shows the gain.
 - The number of their rows rounded up, so that few different shapes occur: for bfloat16 PyTorch's library
   compiles a product for every shape, which takes milliseconds, and keeps a thousand of them in memory.
 - Dropout drawn from random bytes, eight from every call of the generator.
-- Attention to a few dozen keys spelled out, in rows that fill the processor's vectors: PyTorch's kernel is
-  made for long rows.
+- Attention to a few dozen keys spelled out, its backward pass too, in rows that fill the processor's vectors:
+  PyTorch's kernel is made for long rows.
 """
 
 import math
