@@ -90,10 +90,11 @@ def test_beams_have_the_log_probabilities_of_the_model(length_penalty):
     for seed in range(20):
         model = random_model(seed)
         prompts = random_prompts(model, 8, seed)
-        settings = {"beam": 4, "n_best": 4, "length_penalty": length_penalty}
+        settings = {"beam": 4, "n_best": 2, "length_penalty": length_penalty}
         ours = decode(PyTorchEngine(model), prompts, model, **settings)
         theirs = decode(CTranslate2Engine(model, "cpu"), prompts, model, **settings)
         for prompt, mine, other in zip(prompts, ours, theirs, strict=True):
+            assert len(mine) == len(other) == 4  # more than n_best, as two may have the same text
             for one in other:
                 length = len(one.ids) + one.finished
                 assert one.log_probability == pytest.approx(log_probability(model, prompt, one), abs=1e-4)
@@ -101,6 +102,17 @@ def test_beams_have_the_log_probabilities_of_the_model(length_penalty):
             assert [one.score for one in other] == sorted((one.score for one in other), reverse=True)
             same += mine[0].ids == other[0].ids
     assert same > 140  # of 160
+
+
+def test_a_prompt_of_any_length_is_read_to_its_end(make_model):
+    """By itself CTranslate2 cuts prompts at 1024 tokens."""
+    model = make_model(9, max_length=1100)
+    rng = torch.Generator().manual_seed(0)
+    prompt = [*torch.randint(1, 8, (1050,), generator=rng).tolist(), EOS]
+    engines = PyTorchEngine(model), CTranslate2Engine(model, "cpu")
+    ((ours,),), ((theirs,),) = (decode(engine, [prompt], model, max_length=5) for engine in engines)
+    assert theirs.ids == ours.ids
+    assert theirs.log_probability == pytest.approx(ours.log_probability, abs=1e-4)
 
 
 def test_a_trained_model_answers_alike(trained, training, held_out):

@@ -97,6 +97,7 @@ def test_config_says_what_marian_needs(directory, tiny):
     }.items():
         assert config[field] == value, field
     assert generation["bad_words_ids"] == [[size - 1]]
+    assert json.loads((directory / "tokenizer_config.json").read_text())["clean_up_tokenization_spaces"] is False
 
 
 # -------------------------------------------------------------------------------- as others see it

@@ -70,6 +70,13 @@ def test_a_matrix_without_a_gradient_stays_where_it_is():
     assert not torch.equal(used, start)
 
 
+def test_a_gradient_of_zero_moves_nothing():
+    (weight,) = weights = matrices([(6, 6)])
+    before, weight.grad = weight.detach().clone(), torch.zeros(6, 6)
+    Muon(weights).step()
+    assert torch.equal(weight, before)
+
+
 def test_a_saved_state_goes_on_exactly():
     shapes = [(6, 10), (10, 6)]
     weights = matrices(shapes)
@@ -93,8 +100,9 @@ def test_a_saved_state_goes_on_exactly():
 @pytest.mark.parametrize("name, n_matrices", [("adam", 0), ("muon", 5 + 8)])
 def test_every_weight_has_one_optimizer_and_matrices_of_layers_have_muon(make_model, name, n_matrices):
     model = make_model(10, n_encoder_layers=1, n_decoder_layers=1)
-    adam, *muon = (part.param_groups[0]["params"] for part in make_optimizers(model, name, "fp32"))
-    matrices = [weight for weights in muon for weight in weights]
-    assert sorted(map(id, [*adam, *matrices])) == sorted(map(id, model.parameters()))
+    adam, *muon = make_optimizers(model, name, "fp32")
+    matrices = [weight for part in muon for weight in part.param_groups[0]["params"]]
+    assert sorted(map(id, [*adam.param_groups[0]["params"], *matrices])) == sorted(map(id, model.parameters()))
     assert len(matrices) == n_matrices  # an encoder layer has five, a decoder layer eight
+    assert (adam.defaults["betas"], adam.defaults["eps"]) == ((0.9, 0.98), 1e-9)  # the paper's, section 5.3
     assert all(weight.ndim == 2 and weight is not model.embeddings.token.weight for weight in matrices)

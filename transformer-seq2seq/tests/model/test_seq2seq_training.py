@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
-from seq2seq import Translator
+from seq2seq import Translator, marian
 from seq2seq.common.budget import significantly_worse
 from seq2seq.common.distributed import DistributedContext
 from seq2seq.dataset import Batch, PairDataset
@@ -114,6 +114,15 @@ def test_all_optimizers_have_the_same_rate(begin, optimizer):
     assert {group["lr"] for part in trainer.optimizers for group in part.param_groups} == {0.01 / 50}
 
 
+def test_every_step_and_process_has_a_dropout_of_its_own(begin, monkeypatch):
+    trainer, seeds = begin(), []
+    monkeypatch.setattr(train, "seed_all", lambda *seed: seeds.append(seed))
+    for step, rank in ((0, 0), (0, 1), (1, 0)):
+        trainer.progress.step, trainer.context = step, DistributedContext(CPU, rank)
+        trainer.update(trainer.batches(0)[0], 0.0)
+    assert len(set(seeds)) == 3
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
 def test_a_model_learns_one_batch_by_heart(begin, optimizer):
     flags = ["--dropout", 0, "--label-smoothing", 0, "--learning-rate", 5e-3, "--warmup-steps", 10]
@@ -197,6 +206,21 @@ def test_of_equally_good_models_the_last_is_kept(begin, shares, kept):
     assert trainer.progress.kept == kept
     assert float(trainer.kept["mark"]) == kept
     assert trainer.progress.best.float().mean().item() == pytest.approx(max(curve))
+
+
+def test_what_is_saved_is_as_it_was_when_it_was_kept(begin, tmp_path):
+    """Whatever becomes of the model in training afterwards."""
+    trainer = begin()
+    trainer.update(trainer.batches(0)[0], 0.0)
+    trainer.evaluate()
+    kept = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    with torch.no_grad():
+        for weight in trainer.model.parameters():
+            weight += 1
+    train.save_model(trainer, tmp_path / "model")
+    saved = marian.load(tmp_path / "model", CPU)[0].state_dict()
+    assert all(torch.equal(saved[name], kept[name]) for name in kept if name != "output_bias")
+    assert torch.equal(saved["output_bias"][:-1], kept["output_bias"][:-1])
 
 
 @pytest.mark.parametrize(

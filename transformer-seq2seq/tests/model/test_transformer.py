@@ -5,6 +5,7 @@ The models here are small and random, with dropout off. Their vocabulary has 11 
 
 import inspect
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -343,11 +344,15 @@ def test_the_pad_embedding_stays_zero_through_training():
     assert not torch.equal(weight[:PAD], start[:PAD])
 
 
-def test_dropout_acts_in_training_and_not_in_evaluation(make_model):
+def test_dropout_acts_in_training_and_not_in_evaluation(make_model, monkeypatch):
     model, source, target = make_model(PAD + 1, dropout=0.5), sentences(5), torch.tensor([[PAD, 3]])
     assert torch.equal(model(source, target), model(source, target))
     model.train()
     assert not torch.allclose(model(source, target), model(source, target))
+    lengths = []
+    monkeypatch.setattr(F, "dropout", lambda x, *_: lengths.append(x.size(1)) or x)
+    model(source, target)
+    assert Counter(lengths) == {5: 1 + 2 * 2, 2: 1 + 2 * 3}  # the embeddings', and one of every sublayer
 
 
 def test_every_parameter_gets_a_gradient(model):

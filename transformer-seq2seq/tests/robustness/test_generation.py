@@ -11,11 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decoding import generate, top_candidates
+from decoding import Hypothesis, generate, top_candidates
 from seq2seq import Translator, generation
 from seq2seq.common.errors import InputError
 from seq2seq.config import GenerationConfig
 from seq2seq.generation import batches_by_length, blockwise_topk, fast_top_candidates, generate_all, side_by_side
+from seq2seq.translator import Output
 from transformer import Transformer, TransformerConfig
 
 EOS = 0
@@ -173,6 +174,9 @@ def test_an_n_best_list_holds_no_text_twice(translator, monkeypatch):
     monkeypatch.setattr("seq2seq.translator.to_text", lambda _, ids: " ".join(map(str, ids[:1])))
     best = translator("Good morning", beam=8, n_best=3)
     assert len(set(best)) == len(best)
+    session = translator.session(GenerationConfig(beam=3, n_best=3))
+    found = session.different_texts([Hypothesis([3], -1.0, -1.0, True), Hypothesis([3, 4], -2.0, -2.0, True)])
+    assert found == [Output("3", -1.0, True)]  # the likelier one's
 
 
 def test_what_is_drawn_for_a_prompt_does_not_depend_on_the_batch(translator, training):
@@ -190,7 +194,15 @@ def test_outputs_that_were_cut_carry_a_mark(translator, script, trained, capsys)
         assert marks == [finished, True, finished]
         assert ("2 outputs cut at 2 tokens (raise max_length)" in err) != finished
     translator("Good morning", max_length=2)
-    assert "1 output cut at 2 tokens" in capsys.readouterr().err
+    assert "1 output cut at 2 tokens (raise max_length)" in capsys.readouterr().err
+
+
+def test_a_model_that_has_no_more_positions_is_said_to_have_none(make_model, tokenizer, capsys):
+    model = make_model(tokenizer.get_vocab_size())
+    with torch.no_grad():
+        model.output_bias[EOS] = -1e4
+    Translator(model, tokenizer)("Good morning")
+    assert "1 output cut at 16 tokens (all the model has)" in capsys.readouterr().err
 
 
 def test_keywords_are_the_flags_of_inference(translator, script, trained):
@@ -244,6 +256,15 @@ def test_bad_settings_are_refused(translator, settings, setting, reason):
 def test_bad_prompts_are_refused(translator, prompt, reason):
     with pytest.raises(InputError, match=reason):
         translator(prompt)
+
+
+def test_a_prompt_may_fill_all_positions(translator):
+    assert translator(["cook " * 15, "Good morning"])[1] == "Good morning, cook"
+
+
+def test_unknown_words_are_named_without_what_stands_before_them(translator, capsys):
+    translator("Good!zebra gnu")
+    assert "sees <unk> for it: zebra, gnu\n" in capsys.readouterr().err
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path):

@@ -1,13 +1,14 @@
 """The report's figures: references and outputs compared, several references, the nearest prompt."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from seq2seq import Translator
+from seq2seq import Translator, metrics
 from seq2seq.common.tfidf import TfIdf, words
-from seq2seq.metrics import NearestPrompt, Prompt, Report, answer_all, bleu_and_chrf, exact_match, group
+from seq2seq.metrics import NearestPrompt, Prompt, Report, Scores, answer_all, bleu_and_chrf, exact_match, group
 from seq2seq.pairs import Pair
 
 AS_WRITTEN = [
@@ -27,7 +28,7 @@ def pairs(*rows):
 
 def test_the_report_scores_the_outputs_that_inference_gives(make_model, tokenizer):
     """However long they are: a model that never ends an output stops at its own length."""
-    model = make_model(tokenizer.get_vocab_size(), max_length=60)
+    model = make_model(tokenizer.get_vocab_size(), max_length=60, dropout=0.5).train()
     with torch.no_grad():
         model.output_bias[tokenizer.token_to_id("</s>")] = -1e4
     prompts = ["Good morning", "Where does a fox live?"]
@@ -89,7 +90,7 @@ def test_pairs_of_one_source_are_several_references():
     assert len(group(pairs(("Hello", "a", "x"), ("Hello", "b", "y")))) == 2
 
 
-def test_a_prompt_with_several_references_is_answered_and_counted_once(tiny, tokenizer, tmp_path):
+def test_a_prompt_with_several_references_is_answered_and_counted_once(tiny, tokenizer, tmp_path, monkeypatch):
     training = pairs(("Good morning", "Hello"), ("Good morning", "Good morning, cook"), ("Where?", "A den"))
     held_out = pairs(("Hello, cook!", "a"), ("Hello, cook!", "b"))
 
@@ -102,6 +103,39 @@ def test_a_prompt_with_several_references_is_answered_and_counted_once(tiny, tok
     assert (found.n_recalled, len(found.outputs)) == (2, 1)
     found.write_outputs(tmp_path / "outputs.tsv")
     assert len((tmp_path / "outputs.tsv").read_text(encoding="utf-8").splitlines()) == 3
+    monkeypatch.setattr(metrics, "MAX_RECALLED", 1)  # the other reference of that prompt counts nevertheless
+    monkeypatch.setattr(metrics, "answer_all", lambda *_: ["Good morning, cook"])
+    found = Report.of(tiny, SimpleNamespace(tokenizer=tokenizer, pairs=source))
+    assert (found.n_recalled, found.recall) == (1, 1.0)
+
+
+def test_the_models_scores_and_the_baselines_stand_where_they_are_said_to(capsys):
+    held_out = group(pairs(*[(f"ask {i}", f"say {i}", "few" if i < 3 else "many") for i in range(20)]))
+    scores = Scores(0.11, {"few": 0.12, "many": 0.13}, 14.0, 15.0)
+    baseline = Scores(0.21, {"few": 0.22, "many": 0.23}, 24.0, 25.0)
+    found = Report(held_out, [f"output {i}" for i in range(20)], scores, baseline, 30, 0.31)
+    assert found.figures() == {
+        "train_exact_match": 0.31,
+        "held_out_exact_match": 0.11,
+        "held_out_bleu": 14.0,
+        "held_out_chrf": 15.0,
+        "held_out_by_kind": scores.by_kind,
+        "baseline_exact_match": 0.21,
+        "baseline_bleu": 24.0,
+        "baseline_chrf": 25.0,
+        "baseline_by_kind": baseline.by_kind,
+    }
+    found.print()
+    table, *examples = capsys.readouterr().out.strip().split("\n\n")
+    assert [re.split(r" {2,}", line.strip()) for line in table.splitlines()] == [
+        ["Transformer", "nearest prompt"],
+        ["training prompts (30), exact match", "31.0%"],
+        ["held-out few (3), exact match", "12.0%", "22.0%"],
+        ["held-out many (17), exact match", "13.0%", "23.0%"],
+        ["held out, BLEU", "14.0", "24.0"],
+        ["held out, chrF", "15.0", "25.0"],
+    ]
+    assert [example.splitlines()[0] for example in examples] == [f"Input : ask {i}" for i in range(0, 16, 2)]
 
 
 # ------------------------------------------------------------------------------------------------ the baseline

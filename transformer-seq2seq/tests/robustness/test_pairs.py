@@ -211,6 +211,12 @@ def test_a_quoted_file_gives_a_warning(tmp_path, capsys, quoting):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(("n", "warned"), [(1, False), (2, True)])
+def test_more_than_one_doubled_quote_in_a_hundred_lines_gives_a_warning(tmp_path, capsys, n, warned):
+    read(tmp_path, '"say ""a"" now"\tb\n' * n + "a\tb\n" * (100 - n))
+    assert ("looks quoted" in capsys.readouterr().err) == warned
+
+
 def test_clean_files_give_no_warning(tmp_path, capsys):
     read(tmp_path, HEADER)
     assert capsys.readouterr().err == ""
@@ -351,6 +357,15 @@ def test_few_distinct_sources_hold_out_no_half_of_a_corpus(tmp_path, capsys):
     metadata = Metadata(source.held_out, [file.layout for file in source.files], n_pairs)
     warn_of_pairs(TrainConfig(pairs=(path,)), metadata, n_pairs, 0)
     assert "few sources are distinct: 25000 of 50000 pairs" in capsys.readouterr().err
+
+
+def test_pairs_that_are_too_long_are_not_said_to_be_held_out(tmp_path, capsys):
+    pairs = write(tmp_path / "pairs.tsv", [("a", "b"), ("c", "d"), ("c " * 9, "d"), ("e", "f")])
+    held_out = write(tmp_path / "held_out.tsv", [("e", "f")])
+    prepare_data(TrainConfig(pairs=(pairs,), held_out=held_out, output=tmp_path / "out", max_length=5))
+    first, second = capsys.readouterr().err.splitlines()
+    assert f"left 1 pairs out of training, as their sources are in {held_out}" in first
+    assert "left out 1 training and 0 held-out pairs of more than 5 tokens" in second
 
 
 def test_a_vocabulary_is_learnt_from_an_evenly_spread_part_of_many_pairs(tmp_path, monkeypatch):

@@ -91,15 +91,17 @@ def test_blocks_have_something_of_the_whole_corpus_and_come_in_another_order_eve
     monkeypatch.setattr(batching, "CHUNK", 4)
     monkeypatch.setattr(batching, "BLOCK", 64)
     sides = [sequences([5] * 640)]
-    orders = []
+    orders, shuffles = [], []
     for epoch in range(3):
         plan = BatchSampler(sides, 5 * 16, [0, epoch])
         blocks = [np.concatenate([plan[4 * place + i] for i in range(4)]) for place in range(10)]
         orders.append([int(block.min()) for block in blocks])
+        shuffles += [tuple(block.argsort()) for block in blocks]
         for block in blocks:
             assert len(block) == 64 and np.diff(np.sort(block)).max() <= 40
     assert sorted(orders[0]) == sorted(orders[1]) == [4 * i for i in range(10)]
     assert orders[0] != orders[1] != orders[2]
+    assert len(set(shuffles)) == 30
 
 
 # ---- files

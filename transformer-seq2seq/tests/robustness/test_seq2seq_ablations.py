@@ -379,6 +379,20 @@ def test_every_ablation_trains_and_generates(name, build):
     assert len(generate(trainer.model.eval(), SOURCE, 5)[0]) == 1
 
 
+def test_a_point_of_the_curve_is_of_its_epoch_alone(ablations, build, monkeypatch):
+    """Its batches, and its mean loss."""
+    trainer, epochs = build(), []
+
+    def update(indices, fraction):
+        trainer.progress.nll += epochs[-1]
+        trainer.progress.nll_tokens += 1
+
+    monkeypatch.setattr(trainer, "batches", lambda epoch: epochs.append(epoch) or [[0], [1]])
+    monkeypatch.setattr(trainer, "update", update)
+    curve, _ = ablations.learn(trainer, 3, [], lambda: None)
+    assert epochs[-3:] == [point["train_loss"] for point in curve] == [0, 1, 2]
+
+
 def test_a_run_that_diverges_is_told(ablations, monkeypatch):
     explode = Ablation("", "", lambda trainer: trainer.model.output_bias.data.fill_(torch.inf))
     monkeypatch.setitem(ablations.study.ablations, "explosive", explode)
@@ -401,6 +415,20 @@ def test_without_the_default_there_is_a_table_and_no_picture(ablations, tmp_path
     args = Namespace(names=[], seeds=1, epochs=1, output=tmp_path)
     ablations.study.write([{"name": name, **some} for name in ("no-scale", "no-positions")], args)
     assert [path.name for path in tmp_path.iterdir()] == ["ablations.md"]
+
+
+def test_a_picture_shows_the_epochs_that_all_seeds_have(tmp_path, monkeypatch):
+    """Of seeds of which one has diverged."""
+    figures, lengths = [], {"default": (3, 3), "no-scale": (3, 1)}
+    monkeypatch.setattr("seq2seq.common.plots.save_figure", lambda figure, *_, **__: figures.append(figure))
+    results = [
+        {"name": name, "curve": [{"epoch": epoch, "loss": 2.0, "share": 0.5} for epoch in range(1, length + 1)]}
+        for name, of_seeds in lengths.items()
+        for length in of_seeds
+    ]
+    experiments.draw_results(results, ("loss", "loss"), ("share", "share"), tmp_path / "picture.png")
+    for axes in figures[0].axes:
+        assert [line.get_xdata().tolist() for line in axes.lines] == [[1, 2, 3], [1]]
 
 
 def test_a_resumed_run_keeps_what_is_finished(script, ablations, tmp_path):

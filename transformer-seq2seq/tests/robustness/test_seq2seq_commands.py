@@ -13,7 +13,7 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from inference import output_to
+import inference
 from seq2seq import marian
 from seq2seq.common.command_line import flag_name
 from seq2seq.common.plots import entropy, select_map
@@ -83,6 +83,16 @@ def test_a_line_answers_a_line(ask, training, tmp_path, batch_size):
     assert ask(*flags, "--output", out) == ""
     assert out.read_text(encoding="utf-8") == answers
     assert files_in(tmp_path) == {"in.txt", "new/out.txt"}
+
+
+def test_standard_input_is_answered_from_where_it_stands(trained, tmp_path, monkeypatch, capsys):
+    """As after `read` in a shell, which has taken a line of the file."""
+    (tmp_path / "in.txt").write_text("Rome\nGood morning\n", encoding="utf-8")
+    with (tmp_path / "in.txt").open(encoding="utf-8") as file:
+        file.buffer.readline()
+        monkeypatch.setattr(sys, "stdin", file)
+        inference.main(["--model", str(trained / "model")])
+    assert capsys.readouterr().out == "Good morning, cook\n"
 
 
 def test_json_has_the_promised_form(ask, training):
@@ -311,7 +321,7 @@ def test_two_at_once_write_whole_files(ask, tmp_path, training):
     """The one that ends last has the file."""
     (tmp_path / "in.txt").write_text(training[0][0] + "\n", encoding="utf-8")
     out, flags = tmp_path / "out.txt", ("--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt")
-    with output_to(out) as other:  # of this process
+    with inference.output_to(out) as other:  # of this process
         other.write("half ")
         other.flush()
         ask(*flags)

@@ -85,7 +85,9 @@ def test_a_finished_run_continues_with_a_larger_budget(begin):
     first.train(NoInterrupt())
     second = begin("--max-steps", 70, "--resume")
     assert second.progress.step == 60
+    second.progress.seconds = 100.0
     second.train(NoInterrupt())
+    assert 100 <= second.progress.seconds < 200
     assert [record["step"] for record in second.progress.curve] == [50, 60, 70]
     before, after = second.progress.parts
     assert before == first.progress.parts[0] and before["from_step"] == 0
@@ -173,6 +175,8 @@ def test_a_loss_that_is_not_finite_ends_the_run(begin):
     with pytest.raises(InputError, match=r"no longer finite at step 0; lower the learning rate$") as error:
         trainer.train(NoInterrupt())
     assert error.value.setting == "learning_rate"
+    with pytest.raises(InputError, match="no longer finite"):
+        trainer.evaluate()
     assert not trainer.config.checkpoint.exists()
 
 

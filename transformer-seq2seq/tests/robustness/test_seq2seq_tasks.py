@@ -108,6 +108,8 @@ def test_the_answers_follow_the_rules(tasks):
         assert a + b == int(target.replace(" ", ""))
         assert turned == (source, target[::-1])
     dates = dict(rows("dates"))
+    ordinals = {source.split()[1] for source in dates if source.startswith("the ")}
+    assert len(ordinals) == 31 and {"1st", "2nd", "3rd", "11th", "12th", "13th", "21st", "22nd", "23rd"} <= ordinals
     assert dates["27 November 1932"] == "1932 - 11 - 27"
     for source, target in dates.items():
         day = date.fromisoformat(target.replace(" ", ""))
@@ -159,6 +161,7 @@ def test_the_bundled_pairs_are_those_that_the_tables_give(make_data):
     ("file", "line", "reason"),
     [
         ("facts.tsv", "capital\tOz\tEmerald City", "one word"),
+        ("facts.tsv", 'capital\tthe "old" Oz\tEmerald', "no double quotes"),
         ("frames.tsv", "capital\tWhere is {subject}?", "needs these columns"),
         ("rewrite_nouns.tsv", "subject\tdean\t", "needs these columns"),
         ("rewrite_nouns.tsv", "subjet\tdean\tdeans", "the role 'subjet' must be subject or object"),
@@ -166,6 +169,7 @@ def test_the_bundled_pairs_are_those_that_the_tables_give(make_data):
         ("rewrite_verbs.tsv", "draws\tdraw\tdrawn\t", "needs these columns"),
         ("rewrite_verbs.tsv", "draws\tdraw\tdrawn\tunicorn", "the object 'unicorn' is not in"),
         ("free.tsv", "AI improves healthcare\tAI makes medicine better\t", "is there already"),
+        ("free.tsv", f"AI counts\tAI counts {'and counts ' * 6}on\t", "a target of 4 to 14 words"),
     ],
 )
 def test_a_line_that_breaks_a_rule_is_named_and_nothing_written(make_data, file, line, reason):

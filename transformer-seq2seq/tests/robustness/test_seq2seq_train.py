@@ -282,3 +282,13 @@ def test_a_pair_that_names_a_special_token_can_be_trained_on(script, tmp_path, w
     assert status == 0, err
     (record,) = map(json.loads, (tmp_path / "out" / "metrics.jsonl").read_text().splitlines())
     assert math.isfinite(record["train_loss"])
+
+
+def test_pairs_that_the_model_to_start_from_has_no_positions_for_are_left_out(
+    script, trained, tmp_path, write_pairs, training, held_out
+):
+    pairs = write_pairs(tmp_path / "pairs.tsv", [*training, ("cook " * 20, "A cook", "")])
+    flags = ["--pairs", pairs, "--held-out", write_pairs(tmp_path / "held.tsv", held_out), "--max-steps", 1]
+    status, _, err = script("train", *flags, "--init", trained / "model", "--output", tmp_path / "out")
+    assert status == 0, err
+    assert "left out 1 training and 0 held-out pairs of more than 16 tokens" in err
