@@ -695,7 +695,13 @@ def test_a_link_holds_what_a_page_was_made_for(opened, written, long):
             expect(page).to_have_url(re.compile(f"#text={re.escape(quote_plus(text))}&"))
             fragment = "#" + page.url.partition("#")[2]
             with opened(long, fragment="#text=word1") as other:
-                other.evaluate("(fragment) => (location.hash = fragment)", fragment)
+                other.evaluate(
+                    """(fragment) => {
+                    location.hash = fragment;
+                    link.writeNow({ text: "word1" }); // of an edit just before
+                }""",
+                    fragment,
+                )
                 expect(other.locator("#text")).to_have_value(text)
                 if text:
                     expect(other.locator("#map-title")).to_have_text("Layer 1, mean of all heads")

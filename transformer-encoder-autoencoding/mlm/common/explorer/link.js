@@ -7,14 +7,14 @@ class Link {
   /** onChange(values) when another address is opened in this page. */
   constructor(onChange) {
     this.timer = null;
-    window.addEventListener("hashchange", () => {
+    window.addEventListener("hashchange", ({ newURL }) => {
       clearTimeout(this.timer);
-      onChange(this.read());
+      onChange(this.read(new URL(newURL).hash)); // the address may have been written over in between
     });
   }
 
-  read() {
-    return Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+  read(hash = location.hash) {
+    return Object.fromEntries(new URLSearchParams(hash.slice(1)));
   }
 
   write(values) {
