@@ -135,7 +135,9 @@ def filter_lines(stream: BinaryIO, name: str, session: Session, args: argparse.N
     if blank:
         warn(f"{name}: {plural(blank, 'blank line')}, left blank in the output")
     if tabs:
-        warn(f"{name}: {plural(tabs, 'line')} with tabs, read whole as prompts; of pairs, give the first column alone")
+        warn(
+            f"{name}: {plural(tabs, 'line')} with a tab, read whole as a prompt; of pairs, give the first column alone"
+        )
     if references:
         print_scores(best, list(zip(*references, strict=True)), args.bleu_tokenize or "13a")
 

@@ -85,7 +85,8 @@ def find_column(wanted: str, header: Sequence[str], setting: str) -> int:
     if wanted.isdecimal() and len(wanted) < 10 and 1 <= int(wanted) <= len(header):
         return int(wanted) - 1
     numbers = f"1 to {len(header)}"
-    there = numbers if all(name.isdecimal() for name in header) else f"one of {', '.join(header)}, or {numbers}"
+    numbered = list(header) == [str(i + 1) for i in range(len(header))]
+    there = numbers if numbered else f"one of {', '.join(header)}, or {numbers}"
     raise InputError(f"has no column {wanted!r}; take {there}", setting)
 
 

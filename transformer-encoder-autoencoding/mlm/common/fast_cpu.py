@@ -97,14 +97,14 @@ class ShortRowAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """Compute q (B, H, T, K), k and v (B, H, S, K), mask bool, broadcastable to (B, H, T, S) -> (B, H, T, K)."""
-        ctx.n_keys, ctx.scale, ctx.type = k.size(2), q.size(-1) ** -0.5, q.dtype
+        ctx.n_keys, ctx.scale, ctx.dtype = k.size(2), q.size(-1) ** -0.5, q.dtype
         added = -ctx.n_keys % VECTOR
         q, k, v = widened(q).mul_(ctx.scale), widened(k, added), widened(v, added)
         never = F.pad(~mask, (0, added), value=True)
         scores = (q @ k.mT).add_(torch.zeros(never.shape).masked_fill_(never, -math.inf))
         weights = torch.softmax(scores, dim=-1, out=scores)
         ctx.save_for_backward(q, k, v, weights)
-        return narrowed(weights @ v, ctx.type)
+        return narrowed(weights @ v, ctx.dtype)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -114,20 +114,20 @@ class ShortRowAttention(torch.autograd.Function):
         of_v, of_scores = weights.mT @ gradient, gradient @ v.mT
         of_scores = torch._softmax_backward_data(of_scores, weights, -1, torch.float32)
         of_q, of_k = (of_scores @ k).mul_(ctx.scale), of_scores.mT @ q
-        return *(narrowed(x, ctx.type) for x in (of_q, of_k[:, :, : ctx.n_keys], of_v[:, :, : ctx.n_keys])), None
+        return *(narrowed(x, ctx.dtype) for x in (of_q, of_k[:, :, : ctx.n_keys], of_v[:, :, : ctx.n_keys])), None
 
 
 def widened(x: Tensor, added: int = 0) -> Tensor:
-    """Return x (B, H, S, K) in fp32 with rows of zeros added to S, in the order of its dimensions in memory."""
+    """Return x (B, H, S, K) in fp32 with rows of zeros added to S, contiguous."""
     wide = torch.empty(*x.shape[:2], x.size(2) + added, x.size(3))
     wide[:, :, : x.size(2)] = x
     wide[:, :, x.size(2) :] = 0
     return wide
 
 
-def narrowed(x: Tensor, kind: torch.dtype) -> Tensor:
+def narrowed(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Return x (B, H, S, K) in another type, in memory as (B, S, H, K): so the linear layers want it."""
-    return torch.empty(x.transpose(1, 2).shape, dtype=kind).transpose(1, 2).copy_(x)
+    return torch.empty(x.transpose(1, 2).shape, dtype=dtype).transpose(1, 2).copy_(x)
 
 
 def fp32_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:

@@ -42,7 +42,8 @@ async function compare(sentence, { ids, place, states, off, truth }, job) {
   const token = data.tokens[id];
   const title = ["The answer at ", make("bdi", "", sentence.shown[place])];
   const change = off.size ? now[id] - then[id] : null;
-  view.compare.show({ title, before: filler.likeliest(then), after: filler.likeliest(now), answer: { id, token }, change });
+  const [before, after] = [then, now].map((one) => filler.likeliest(one));
+  view.compare.show({ title, before, after, answer: { id, token }, change });
   view.changed.say(token, then[id], now[id]);
   const rows = states.map((layer, i) => ({
     name: i === 0 ? "embeddings" : `layer ${i}`,

@@ -217,7 +217,8 @@ function restore(values) {
   const isWord = (i) => ids[i] !== undefined && (!filler || filler.isWord(ids[i]));
   state.hidden = new Set(list(values.hide).map(Number).filter(isWord));
   state.place = values.at && isWord(Number(values.at)) ? Number(values.at) : null;
-  state.off = new Set(list(values.off).filter((name) => name === "positions" || partNames.includes(name)));
+  const isPart = (name) => name === "positions" || partNames.includes(name);
+  state.off = new Set(filler ? list(values.off).filter(isPart) : []);
   state.layer = number(values.layer, LAYERS);
   state.head = number(values.head, HEADS);
   state.form = values.form === "table" ? "table" : "lines";

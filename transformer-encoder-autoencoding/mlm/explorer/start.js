@@ -46,7 +46,8 @@ function makeExperiments() {
       name: "Which head matters?",
       ask:
         "The page has chosen a hidden word, if it can the one that the model is least sure of among those that it " +
-        "guesses right. Below, each part has been switched off in turn. Which head does it need most, and is that the one with the " +
+        "guesses right. Below, each part has been switched off in turn. Which head does it need most, and is that " +
+        "the one with the " +
         "sharpest attention? Switch it off: which words come instead?",
       state: async (job) => ({ ...clear, matters: true, place: (await filler.findUnsure(data.text, job)) ?? asked }),
     },
@@ -66,7 +67,8 @@ function makeChain() {
     { name: `encoder.${l}`, label: `attention ${l}` },
     { name: `encoder-ff.${l}`, label: `feed-forward ${l}` },
   ]);
-  return [{ title: "words", label: "Parts of the model", parts: [{ name: "positions", label: "positions" }, ...layers], end: "answer" }];
+  const parts = [{ name: "positions", label: "positions" }, ...layers];
+  return [{ title: "words", label: "Parts of the model", parts, end: "answer" }];
 }
 
 const mattersRows = layerNumbers.map((l) => ({
@@ -97,6 +99,7 @@ const link = new Link((values) => {
   typed = null;
   refresh({ moment: null });
   view.replay?.end();
+  view.tryThis?.end();
 });
 const view = {
   sentence: new Sentence($("chips"), $("guesses"), {

@@ -42,8 +42,10 @@ def show_tokens(tokenizer: Tokenizer, ids: list[int], text: str, unk_id: int | N
     shown = [show_token(tokenizer, token) for token in ids]
     encoding = tokenizer.encode(text) if unk_id in ids and isinstance(tokenizer, Tokenizer) else None
     if encoding and encoding.ids == ids:
+        seen = 0  # some tokenizers let a word begin at the sign before it
         for i, (start, end) in enumerate(encoding.offsets):
-            if ids[i] == unk_id and (word := escape(text[start:end].strip())):
+            word, seen = escape(text[max(start, seen) : end].strip()), max(seen, end)
+            if ids[i] == unk_id and word:
                 name = shown[i].rstrip("]>")
                 shown[i] = f"{name}: {word}{shown[i][len(name) :]}"
     return shown

@@ -16,7 +16,8 @@ class Beams {
     this.shown = { reading, step };
     const { found, steps } = reading;
     const winners = new Set(found[0].path);
-    const columns = steps.slice(0, step < reading.output.length ? step : steps.length).map((all) => all.filter(({ fate }) => fate !== "dropped"));
+    const shown = step < reading.output.length ? steps.slice(0, step) : steps;
+    const columns = shown.map((all) => all.filter(({ fate }) => fate !== "dropped"));
     const place = new Map(columns.flatMap((column, x) => column.map((one, y) => [one, [x, y]])));
     const rows = Math.max(...columns.map((column) => column.length));
     const [width, height] = [columns.length * (BEAM_WIDTH + BEAM_GAP) - BEAM_GAP, rows * BEAM_HEIGHT];

@@ -47,6 +47,7 @@ const EXPERIMENTS = [ // each with the page's own prompt and the model with all 
 const jobs = new Jobs();
 let state = first;
 let reading = null;
+let answered = null; // the last reading of the trained model
 let whole = { key: "", reading: null }; // what the model with all parts on makes of the same
 let moment = null; // the step of training that is shown
 let known = null; // what matters, as far as it is known
@@ -57,7 +58,12 @@ const views = {
   beams: new Beams($("beams")),
   grid: new HeadGrid($("grid"), { onShow: lookAt, onSwitch: live && toggle }),
   map: new AttentionMap($("map"), { onForm: (form) => change({ form }) }),
-  switches: new Switches($("switches"), parts.chains, (name) => (name ? toggle(name) : change({ off: new Set() })), true),
+  switches: new Switches(
+    $("switches"),
+    parts.chains,
+    (name) => (name ? toggle(name) : change({ off: new Set() })),
+    true,
+  ),
   answers: new Answers($("answers")),
   changed: new Changed($("changed"), () => change({ off: new Set() }), true),
   matters: new WhatMatters($("matters"), {
@@ -68,7 +74,10 @@ const views = {
   }),
   lens: new Lens($("lens")),
 };
-const link = new Link((values) => change(fromLink(values, first, names, isToken)));
+const link = new Link((values) => {
+  change(opened(values));
+  views.tryThis?.end();
+});
 const theme = new Theme($("theme"), () => reading && repaint());
 
 // ---- the state
@@ -85,6 +94,12 @@ function change(some) {
 }
 
 const isToken = (id) => typeof data.tokens[id] === "string" && id !== data.special.pad;
+
+/** Read the state from what a link holds. A page without its model shows one text, with all parts on. */
+function opened(values) {
+  const all = fromLink(values, first, names, isToken);
+  return live ? all : { ...all, text: first.text, off: ALL_ON, put: [], matters: false };
+}
 
 /** Switch a part off, or on again. */
 function toggle(name, rest = {}) {
@@ -133,10 +148,15 @@ function ask() {
   views.replay?.pause();
   return jobs.run(async (job) => {
     views.matters.expect();
-    if (problem) return show();
+    if (problem) {
+      [reading, moment] = [answered, null];
+      show();
+      return views.replay?.end();
+    }
     const question = { options: optionsOf(state), own: new Set(state.put.flatMap(({ own }, t) => (own ? [t] : []))) };
     reading = await live.read(prompt, question.options, question.own, state.off, job);
     reading.method = state.method;
+    answered = reading;
     moment = known = null;
     show();
     views.replay?.end();
@@ -176,7 +196,8 @@ const total = (numbers) => numbers.reduce((sum, one) => sum + one, 0);
 async function findWhatMatters(job) {
   const sum = async (off, memory) => total(await live.score(reading, off, job, memory));
   const before = await sum(state.off, reading.memory);
-  known = { changes: new Map(), answer: live.write(reading.found[0].ids) || "(empty)", off: state.off, entropy, done: false };
+  const answer = live.write(reading.found[0].ids) || "(empty)";
+  known = { changes: new Map(), answer, off: state.off, entropy, done: false };
   known.before = Math.exp(before);
   for (const name of parts.rows.flatMap((row) => [...row.heads, ...row.parts])) {
     if (name === null || state.off.has(name)) continue;
@@ -222,8 +243,6 @@ function showNotes() {
   const name = `The model at step ${moment} of its training, asked: `;
   $("moment").firstChild.replaceChildren(name, make("bdi", "", reading.text));
   for (const part of document.querySelectorAll("section[data-live]")) part.inert = moment !== null;
-  views.changed.element.hidden = moment !== null || !state.off.size; // at a moment of the training all parts were on
-  if (moment !== null) $("text").value = reading.text;
   $("pieces").hidden = !live || moment !== null;
 }
 
@@ -257,13 +276,18 @@ function showLens(step) {
   $("lens-note").replaceChildren(text, `${step}, `, make("bdi", "", word), ", if it were the last one.");
 }
 
+/** Say why a prompt cannot be answered; "": it can. */
+function showProblem(problem) {
+  $("problem").textContent = problem;
+  $("text").setAttribute("aria-invalid", problem !== "");
+  document.querySelector("main").classList.toggle("stale", problem !== "");
+}
+
 /** Show what is asked: the prompt, its tokens, and the settings. */
 function showQuestion({ ids, shown }, problem) {
   if ($("text").value !== state.text) $("text").value = state.text;
   $("text").classList.toggle("long", state.text.length > 90);
-  $("problem").textContent = problem;
-  $("text").setAttribute("aria-invalid", problem !== "");
-  document.querySelector("main").classList.toggle("stale", problem !== "");
+  showProblem(problem);
   const { unk } = data.special;
   const pieces = ids.map((id, i) => {
     const piece = make("bdi", id === unk ? "piece unknown" : "piece", shown[i]);

@@ -46,9 +46,10 @@ class Live {
     return this.tokenizer.decode(ids.filter((id) => id !== this.special.eos));
   }
 
-  /** Find the tokens of a word that the reader types: those of the tokenizer or, if it knows none, the one that is shown
-   * in this way, such as </s>. */
+  /** Find the tokens of a word that the reader types: those of the tokenizer or, if it knows none, the one that is
+   * shown in this way. </s> is not typed, but meant. */
   idsOf(text) {
+    if (text.trim() === this.nameOf(this.special.eos)) return [this.special.eos];
     const ids = this.tokenizer.encode(text).ids.filter((one) => one !== this.special.eos);
     if (ids.length && !ids.includes(this.special.unk)) return ids;
     const id = this.tokens.indexOf(text.trim());
@@ -62,8 +63,8 @@ class Live {
     return ids.length > most ? `The prompt has ${ids.length} tokens; the model takes at most ${most}. Shorten it.` : "";
   }
 
-  /** Answer a prompt, as encode returns it -> a reading. options: those of generate; own: the steps, from 0, at which the
-   * reader has put a word. */
+  /** Answer a prompt, as encode returns it -> a reading. options: those of generate; own: the steps, from 0, at which
+   * the reader has put a word. */
   async read({ ids, shown }, options, own, off, job) {
     const { n_heads: heads, max_length } = this.config;
     const encoded = await this.model.encode(ids, off, job);

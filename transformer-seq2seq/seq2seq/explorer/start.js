@@ -6,13 +6,19 @@ function showMoment(watched) {
   jobs.run(async () => {}); // what is being computed is of no use now
   reading = unpackReading(watched, data.config);
   moment = watched.step;
+  $("text").value = watched.text;
+  if (live) showProblem("");
+  views.changed.show(ALL_ON); // all parts were on then
   show();
 }
 
 /** Show the trained model again. */
 function showTrained() {
   moment = null;
-  if (live) return ask();
+  if (live) {
+    reading = answered;
+    return change({ text: state.text, put: state.put, step: null });
+  }
   $("text").value = data.text;
   reading = unpackReading(data.reading, data.config);
   show();
@@ -64,7 +70,7 @@ function start() {
   }
   if (!live) {
     keepStill();
-    state = fromLink(link.read(), first, names, isToken);
+    state = opened(link.read());
     showTrained();
     return chooseNewest();
   }
@@ -74,7 +80,7 @@ function start() {
     views.replay?.pause();
     jobs.run(async (job) => change({ ...fresh, ...(await set(job)) }));
   });
-  change(fromLink(link.read(), first, names, isToken));
+  change(opened(link.read()));
 }
 
 start();

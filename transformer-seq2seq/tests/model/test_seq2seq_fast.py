@@ -50,6 +50,16 @@ def test_bf16_loss_is_the_same_to_its_precision(n):
         assert (a - b).norm() < 0.02 * a.norm()
 
 
+def test_bf16_gradients_of_a_certain_model_have_no_bias():
+    """1 - e itself is rounded in bfloat16; were it subtracted there, all errors would have one sign."""
+    torch.manual_seed(0)
+    weight, labels = torch.randn(500, 64), torch.randint(499, (2000,))
+    parameters = [x.requires_grad_() for x in (0.8 * weight[labels], weight, torch.zeros(500))]
+    loss, _ = token_losses(*parameters, labels, 0.1, "bf16")
+    (of_bias,) = torch.autograd.grad(loss, parameters[2:])
+    assert abs(of_bias.sum()) < 5e-4 * len(labels)  # of each position the sum is zero
+
+
 @pytest.mark.parametrize("p", [0.1, 0.2, 0.5, 0.9])
 def test_dropout_drops_every_position_alike_and_keeps_the_mean(p):
     torch.manual_seed(0)

@@ -191,7 +191,7 @@ def test_blank_lines_are_counted_without_a_bar_too(script, trained, tmp_path, mo
     (tmp_path / "in.txt").write_text("Good morning\n\nGood\tcook\n\n", encoding="utf-8")
     err = script("inference", "--model", trained / "model", "--input", tmp_path / "in.txt")[2]
     assert "in.txt: 2 blank lines, left blank" in err
-    assert "in.txt: 1 line with tabs, read whole as prompts" in err  # a file of pairs, it seems
+    assert "in.txt: 1 line with a tab, read whole as a prompt" in err  # a file of pairs, it seems
 
 
 def test_unknown_words_of_a_pipe_are_named_before_a_bad_line(trained, folder):

@@ -16,6 +16,7 @@ from playwright.sync_api import expect
 from decoding import generate
 from seq2seq import marian
 from seq2seq.common import page_data
+from seq2seq.common.token_text import show_tokens
 from seq2seq.explorer import page as explorer
 from seq2seq.tokenizer import to_text, train_tokenizer
 from transformer import Attentions, padding_mask
@@ -185,6 +186,13 @@ def test_everything_follows_what_is_typed(opened, written, model_of_page):
         assert page.title().startswith(OTHER)
 
 
+def test_an_unknown_word_is_named_without_the_signs_around_it(model_of_page):
+    tokenizer = model_of_page[1]
+    ids = tokenizer.encode("The (zebra) bakes").ids
+    shown = show_tokens(tokenizer, ids, "The (zebra) bakes", 1)
+    assert shown[1:5] == ["<unk>", "<unk: (>", "<unk: zebra>", "<unk: )>"]  # the first is the space
+
+
 def test_unknown_words_are_marked(opened, written):
     with opened(written) as page:
         assert texts(page, "#pieces bdi") == ["The", "<unk: zebra>", "bakes", "the", "bread", "</s>"]
@@ -301,6 +309,9 @@ def test_a_typed_word_is_what_the_tokenizer_makes_of_it(opened, tmp_path, make_m
         page.keyboard.press("Enter")
         expect(page.locator(".own")).to_have_count(1)
         assert page.evaluate("state.put.at(-1).id") == begins
+        page.locator("#other").fill("</s>")
+        page.keyboard.press("Enter")
+        assert page.evaluate("state.put.at(-1).id") == data["special"]["eos"]
 
 
 @pytest.mark.parametrize("beam", [3, 5])
@@ -641,7 +652,8 @@ def replayed(written, still, tmp_path_factory):
     return file
 
 
-def test_a_moment_of_training_is_shown_and_left(opened, replayed, exact):
+def test_a_moment_of_training_is_shown_and_left(opened, replayed, exact, model_of_page):
+    other_words = read(*model_of_page, OTHER).words
     with opened(replayed) as page:
         slider = page.locator("#replay input[type=range]")
         slider.fill("0")
@@ -659,6 +671,14 @@ def test_a_moment_of_training_is_shown_and_left(opened, replayed, exact):
         page.locator("#text").fill(OTHER)  # an edit leaves it, too
         expect(page.locator("#moment")).to_be_hidden()
         assert slider.input_value() == "1"
+        slider.fill("0")
+        page.locator("#text").fill("")  # is refused, and stays as typed
+        expect(page.locator("#problem")).to_contain_text("is empty")
+        assert page.locator("#text").input_value() == ""
+        slider.fill("0")
+        expect(page.locator("#problem")).to_be_empty()  # the moment's prompt is another one
+        page.locator("#moment button").click()
+        expect_words(page, other_words)  # of the trained model, the last that it answered
 
 
 # ---- the link
@@ -727,7 +747,9 @@ def test_a_link_that_makes_no_sense_does_no_harm(opened, written, exact, fragmen
 
 
 def test_a_still_page_shows_its_reading_and_says_why(opened, still, exact):
-    with opened(still) as page:
+    with opened(still, fragment="#off=cross.1&text=hello&step=3") as page:  # it has one text, and all parts on
+        assert page.locator("#changed").is_hidden() and page.locator(".off").count() == 0
+        assert page.locator("#step-name").inner_text() == f"word 3 of {len(exact.words)}"
         assert texts(page, "#written bdi") == exact.words
         assert page.locator("#text").input_value() == PROMPT
         assert page.locator("#text").get_attribute("readonly") is not None

@@ -161,7 +161,9 @@ class AttentionMap {
   showReading() {
     const { maps, reading, current: word } = this;
     reading.replaceChildren();
-    if (!word) return reading.append("Point at a word, tap it, or choose one with Tab and the arrow keys, to see its figures.");
+    if (!word) {
+      return reading.append("Point at a word, tap it, or choose one with Tab and the arrow keys, to see its figures.");
+    }
     const other = word.side === "from" ? "to" : "from";
     const name = (side, index) => make("bdi", "", maps[side][index]);
     reading.append(name(word.side, word.index), word.side === "from" ? " attends to " : " is attended to by ");

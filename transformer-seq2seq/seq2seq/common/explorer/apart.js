@@ -4,8 +4,8 @@
 class Switches {
   /**
    * element: an empty one; chains: [{ title, label, parts: [{ name, label }, ...], end }, ...], with title and end what
-   * stands before and behind them, label what a screen reader says if not the title, name as in the set of parts that are off, such as "encoder-ff.1"; onSwitch(name),
-   * null for "all on"; kinds: whether a head's name has to say which stack it is of.
+   * stands before and behind them, label what a screen reader says if not the title, name as in the set of parts that
+   * are off, such as "encoder-ff.1"; onSwitch(name), null for "all on"; kinds: whether a head's name has to say which stack it is of.
    */
   constructor(element, chains, onSwitch, kinds = false) {
     Object.assign(this, { parts: [], kinds });
@@ -124,7 +124,7 @@ function times(change) {
 }
 
 /** Say how a probability changes: before, and the change of its logarithm. */
-function fall(before, change) {
+function sayChange(before, change) {
   if (Math.abs(change) < 0.005) return "it is as likely as before";
   if (before < 0.001) return `it is ${times(change)} as likely`;
   const verb = change < 0 ? "falls" : "rises";
@@ -214,22 +214,23 @@ class WhatMatters {
     const sharpest = least(heads, (name) => entropy(name).bits);
     const name = (part) => make("b", "", nameOfPart(part, this.kinds));
     const change = changes.get(strongest);
+    const without = (part) => `without it, ${sayChange(before, changes.get(part))}`;
     const said =
       change > -0.005
-        ? ["No single head matters here: without any one of them ", make("bdi", "", answer), " is as likely as before."]
-        : ["Of all heads, ", make("bdi", "", answer), " needs ", name(strongest), " most: without it ",
-          `${fall(before, change)}.`];
+        ? ["No single head matters here: without any one of them ", make("bdi", "", answer), " is no less likely."]
+        : ["Of all heads, ", make("bdi", "", answer), " needs ", name(strongest),
+          ` most: ${without(strongest)}.`];
     if (sharpest === strongest) said.push(" Its attention is also the sharpest.");
-    else said.push(" The sharpest attention is that of ", name(sharpest), `: without it, ${fall(before, changes.get(sharpest))}.`);
+    else said.push(" The sharpest attention is that of ", name(sharpest), `: ${without(sharpest)}.`);
     const parts = [...changes.keys()].filter((part) => part.split(".").length === 2);
-    if (parts.length) {
-      const part = least(parts, (one) => changes.get(one));
-      said.push(" Of the larger parts, ", name(part), ` matters most: without it, ${fall(before, changes.get(part))}.`);
+    const part = parts.length ? least(parts, (one) => changes.get(one)) : null;
+    if (part && changes.get(part) < -0.005) {
+      said.push(" Of the larger parts, ", name(part), ` matters most: ${without(part)}.`);
     }
     this.words.replaceChildren(...said);
   }
 
-  /** Say that another answer is on its way: what is said belongs to the one before. */
+  /** Take away what is said: it belongs to the answer before. */
   expect() {
     this.words.textContent = "";
   }

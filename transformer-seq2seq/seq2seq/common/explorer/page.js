@@ -22,7 +22,8 @@ function makeOf(tag, className, ...children) {
 const figure = (value) => value.toFixed(3);
 const count = (n, name) => `${n} ${name}${n === 1 ? "" : "s"}`;
 const percent = (probability) => (probability < 0.0005 ? "< 0.1 %" : `${(100 * probability).toFixed(1)} %`);
-/** Let an element that is about to go hand on the keyboard's focus, if it has it. */
+
+/** Move the keyboard's focus to another element, if it is in one that is about to be hidden. */
 function handFocus(from, to) {
   if (from.contains(document.activeElement)) to?.focus({ preventScroll: true });
 }

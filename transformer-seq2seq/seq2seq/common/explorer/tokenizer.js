@@ -212,7 +212,8 @@ const DECODERS = {
  * shown as [UNK: word]. */
 function showTokensOf({ ids, words, pieces }, nameOf, unk) {
   return ids.map((id, i) => {
-    const word = id === unk && words[i] !== null ? pieces[words[i]].replaceAll("▁", " ").trim() : "";
+    const piece = id === unk && words[i] !== null ? pieces[words[i]] : "";
+    const word = piece.replace(/[▁\p{Noncharacter_Code_Point}\p{Cc}]/gv, " ").trim();
     const name = nameOf(id);
     return word && word !== name ? name.replace(/[\]>]*$/v, (end) => `: ${word}${end}`) : name;
   });
