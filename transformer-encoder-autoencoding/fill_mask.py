@@ -12,7 +12,6 @@ several scores goes to standard error.
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from mlm.common.command_line import Parser, describe, run_script
 from mlm.common.errors import InputError, one_line, plural
 from mlm.common.lines import numbered_lines
 from mlm.common.standard_input import always, typed_lines, watch
-from mlm.filler import TOP_K, TOP_K_RANGE, Sentence
+from mlm.filler import TOP_K, TOP_K_RANGE, Sentence, pseudo_perplexity
 from mlm.minimal_pairs import compare, read_pairs, table
 from mlm.tokenizer import MASK
 
@@ -105,7 +104,7 @@ class Total:
         unknown = f"; {plural(self.unknown, 'unknown word')} not scored" if self.unknown else ""
         return (
             f"{plural(self.sentences, 'sentence')}, {plural(self.tokens, 'token')}: mean surprisal {mean:.3f} nats, "
-            f"pseudo-perplexity {math.exp(min(mean, 700)):.2f}{unknown}"
+            f"pseudo-perplexity {pseudo_perplexity(mean):.2f}{unknown}"
         )
 
 

@@ -114,8 +114,8 @@ class MaskFiller:
         for texts, found in self.read(sentences, self.check_scorable, SCORE_CHUNK, has_next):
             for text, tokens in zip(texts, score(found, self.model, self.tokenizer, self.device), strict=True):
                 surprisals = [token["surprisal"] for token in tokens if token["surprisal"] is not None]
-                mean = sum(surprisals) / len(surprisals)
-                yield {"input": text, "pseudo_perplexity": math.exp(min(700.0, mean)), "tokens": tokens}
+                perplexity = pseudo_perplexity(sum(surprisals) / len(surprisals))
+                yield {"input": text, "pseudo_perplexity": perplexity, "tokens": tokens}
 
     def read(
         self, sentences: Iterable[Sentence], check: Check, size: int, has_next: Callable[[], bool]
@@ -177,6 +177,11 @@ class MaskFiller:
     def has_known(self, ids: list[int]) -> bool:
         """Return True if one of the tokens is none of the special ones."""
         return not set(ids) <= set(self.special.all)
+
+
+def pseudo_perplexity(surprisal: float) -> float:
+    """Turn a mean surprisal in nats into pseudo-perplexity; beyond 700 nats it would be no finite number."""
+    return math.exp(min(700.0, surprisal))
 
 
 def numbered(sentences: str | Iterable[str]) -> Iterator[Sentence]:

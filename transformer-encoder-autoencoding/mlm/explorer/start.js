@@ -10,10 +10,10 @@ const partNames = layerNumbers.flatMap((l) => [
 function makeExperiments() {
   const clear = { text: data.text, hidden: new Set(), place: null, off: ALL_ON, matters: false, moment: null };
   const { ids } = filler.encode(data.text);
-  const { mask: hides, unk } = data.special;
-  const seen = ids.flatMap((token, i) => (filler.isWord(token) && token !== hides && token !== unk ? [i] : []));
+  const isKnown = (token) => filler.isWord(token) && token !== data.special.mask && token !== data.special.unk;
+  const seen = ids.flatMap((token, i) => (isKnown(token) ? [i] : []));
   const parts = [`encoder.${LAYERS}`, `encoder-ff.${LAYERS}`];
-  const mask = ids.indexOf(hides);
+  const mask = ids.indexOf(data.special.mask);
   const asked = mask < 0 ? seen.at(-1) : mask; // where the text has no [MASK], its last word is asked for
   const last = mask < 0 ? { place: asked } : {};
   const more = seen.find((i) => i !== asked);
@@ -47,8 +47,7 @@ function makeExperiments() {
       ask:
         "The page has chosen a hidden word, if it can the one that the model is least sure of among those that it " +
         "guesses right. Below, each part has been switched off in turn. Which head does it need most, and is that " +
-        "the one with the " +
-        "sharpest attention? Switch it off: which words come instead?",
+        "the one with the sharpest attention? Switch it off: which words come instead?",
       state: async (job) => ({ ...clear, matters: true, place: (await filler.findUnsure(data.text, job)) ?? asked }),
     },
     {
@@ -90,15 +89,13 @@ function removeWhatIsNot() {
   $("sizes").textContent =
     `Encoder of ${count(n_layers, "layer")} with ${count(n_heads, "head")} each, ${d_model} numbers per word` +
     (filler ? "; it runs in this page" : "");
-  if (!filler) $("why").textContent = (data.why ?? "").replace(/^./, (letter) => letter.toUpperCase());
+  if (!filler) $("why").textContent = capitalize(data.why ?? "");
 }
 
 removeWhatIsNot();
 const link = new Link((values) => {
   restore(values);
-  typed = null;
-  refresh({ moment: null });
-  view.replay?.end();
+  begin({ moment: null });
   view.tryThis?.end();
 });
 const view = {
@@ -119,15 +116,9 @@ if (filler) {
     onStart: () => update({ matters: true }),
     onPick: pick,
   });
-  const set = async (experiment, job) => {
-    const change = await experiment(job);
-    typed = null;
-    refresh(change);
-    view.replay?.end();
-  };
   view.tryThis = new TryThis($("try"), makeExperiments(), (experiment) => {
     view.replay?.pause();
-    jobs.run((job) => set(experiment, job));
+    jobs.run(async (job) => begin(await experiment(job)));
   });
   $("text").addEventListener("input", () => {
     type($("text").value);
@@ -140,11 +131,21 @@ if (filler) {
 /** Show a moment of the training: what the model made of a text then; null: the model that the page carries. */
 function showMoment(moment) {
   const { text, hidden, place } = state;
-  if (moment) typed ??= { text, hidden, place };
-  if (moment && moment.text !== text) Object.assign(state, { text: moment.text, hidden: new Set(), place: null });
-  if (!moment) Object.assign(state, typed);
-  if (!moment) typed = null;
+  if (moment) {
+    typed ??= { text, hidden, place };
+    if (moment.text !== text) Object.assign(state, { text: moment.text, hidden: new Set(), place: null });
+  } else {
+    Object.assign(state, typed);
+    typed = null;
+  }
   refresh({ moment });
+}
+
+/** Show something new: what was typed before the training was replayed does not come back. */
+function begin(change) {
+  typed = null;
+  refresh(change);
+  view.replay?.end();
 }
 
 /** Show a state that was set at once, its text too. */

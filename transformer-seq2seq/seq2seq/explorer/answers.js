@@ -21,8 +21,7 @@ class Answers {
   /** Show outputs: before and after, texts; words, those of the one before, each with its log-probability before and
    * after, was and is; changed: log-probability after less before. */
   show({ before, after, words }) {
-    const write = (text) => make("bdi", "said-whole", text || "(empty)");
-    const column = (title, text) => makeOf("div", "", make("h3", "", title), write(text));
+    const column = (title, text) => makeOf("div", "", make("h3", "", title), make("bdi", "said-whole", text));
     this.both.replaceChildren(column("All parts on", before), column("As switched now", after));
     this.words.replaceChildren(...words.map((one) => this.makeWord(one)));
     const sum = (key) => words.reduce((total, one) => total + one[key], 0);

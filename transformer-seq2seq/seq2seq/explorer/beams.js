@@ -64,7 +64,7 @@ class Beams {
     for (const { ids, logProbability, score } of found) {
       const line = make("li");
       const figures = `log p ${nats(logProbability)}, ranked by ${nats(score, 3)}`;
-      line.append(make("bdi", "", live.write(ids) || "(empty)"), make("span", "figure", figures));
+      line.append(make("bdi", "", live.show(ids)), make("span", "figure", figures));
       list.append(line);
     }
     return list;

@@ -185,8 +185,8 @@ async function compare(prompt, { options, own }, job) {
   const is = await live.score(whole.reading, off, job);
   const was = found[0].path.map(({ parent, token }) => parent.logProbs[token]);
   const scored = words.map(({ text }, t) => ({ word: text, was: was[t], is: is[t] }));
-  const before = live.write(found[0].ids) || "(empty)";
-  views.answers.show({ before, after: live.write(reading.found[0].ids), words: scored });
+  const before = live.show(found[0].ids);
+  views.answers.show({ before, after: live.show(reading.found[0].ids), words: scored });
   views.changed.say(before, total(was), total(is));
 }
 
@@ -196,7 +196,7 @@ const total = (numbers) => numbers.reduce((sum, one) => sum + one, 0);
 async function findWhatMatters(job) {
   const sum = async (off, memory) => total(await live.score(reading, off, job, memory));
   const before = await sum(state.off, reading.memory);
-  const answer = live.write(reading.found[0].ids) || "(empty)";
+  const answer = live.show(reading.found[0].ids);
   known = { changes: new Map(), answer, off: state.off, entropy, done: false };
   known.before = Math.exp(before);
   for (const name of parts.rows.flatMap((row) => [...row.heads, ...row.parts])) {
@@ -276,6 +276,12 @@ function showLens(step) {
   $("lens-note").replaceChildren(text, `${step}, `, make("bdi", "", word), ", if it were the last one.");
 }
 
+/** Put a prompt into its field, unless it is what was typed there. */
+function showText(text) {
+  if ($("text").value !== text) $("text").value = text;
+  $("text").classList.toggle("long", text.length > 90);
+}
+
 /** Say why a prompt cannot be answered; "": it can. */
 function showProblem(problem) {
   $("problem").textContent = problem;
@@ -285,8 +291,7 @@ function showProblem(problem) {
 
 /** Show what is asked: the prompt, its tokens, and the settings. */
 function showQuestion({ ids, shown }, problem) {
-  if ($("text").value !== state.text) $("text").value = state.text;
-  $("text").classList.toggle("long", state.text.length > 90);
+  showText(state.text);
   showProblem(problem);
   const { unk } = data.special;
   const pieces = ids.map((id, i) => {

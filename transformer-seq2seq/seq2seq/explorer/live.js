@@ -46,6 +46,11 @@ class Live {
     return this.tokenizer.decode(ids.filter((id) => id !== this.special.eos));
   }
 
+  /** Write an output to be shown, even if it is empty. */
+  show(ids) {
+    return this.write(ids) || "(empty)";
+  }
+
   /** Find the tokens of a word that the reader types: those of the tokenizer or, if it knows none, the one that is
    * shown in this way. </s> is not typed, but meant. */
   idsOf(text) {

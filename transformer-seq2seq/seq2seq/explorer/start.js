@@ -6,7 +6,7 @@ function showMoment(watched) {
   jobs.run(async () => {}); // what is being computed is of no use now
   reading = unpackReading(watched, data.config);
   moment = watched.step;
-  $("text").value = watched.text;
+  showText(watched.text);
   if (live) showProblem("");
   views.changed.show(ALL_ON); // all parts were on then
   show();
@@ -19,7 +19,7 @@ function showTrained() {
     reading = answered;
     return change({ text: state.text, put: state.put, step: null });
   }
-  $("text").value = data.text;
+  showText(data.text);
   reading = unpackReading(data.reading, data.config);
   show();
 }
@@ -51,10 +51,8 @@ function listen() {
 function keepStill() {
   for (const element of document.querySelectorAll("[data-live], #method, #try, #pieces")) element.hidden = true;
   $("text").readOnly = true;
-  $("text").value = data.text;
-  $("text").classList.toggle("long", data.text.length > 90);
   $("problem").className = "note";
-  $("problem").textContent = data.why.replace(/^./, (letter) => letter.toUpperCase());
+  $("problem").textContent = capitalize(data.why);
   document.title = `${data.text} – attention`;
 }
 

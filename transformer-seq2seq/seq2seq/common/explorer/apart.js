@@ -5,7 +5,8 @@ class Switches {
   /**
    * element: an empty one; chains: [{ title, label, parts: [{ name, label }, ...], end }, ...], with title and end what
    * stands before and behind them, label what a screen reader says if not the title, name as in the set of parts that
-   * are off, such as "encoder-ff.1"; onSwitch(name), null for "all on"; kinds: whether a head's name has to say which stack it is of.
+   * are off, such as "encoder-ff.1"; onSwitch(name), null for "all on"; kinds: whether a head's name has to say which
+   * stack it is of.
    */
   constructor(element, chains, onSwitch, kinds = false) {
     Object.assign(this, { parts: [], kinds });
@@ -205,9 +206,10 @@ class WhatMatters {
   }
 
   sayStrongest(changes, answer, off, before, entropy) {
-    const isHead = ([, , head]) => head !== undefined;
-    const isOn = ([kind, layer]) => !off.has(`${kind}.${layer}`);
-    const heads = [...changes.keys()].filter((name) => isHead(name.split(".")) && isOn(name.split(".")));
+    const heads = [...changes.keys()].filter((name) => {
+      const [kind, layer, head] = name.split(".");
+      return head !== undefined && !off.has(`${kind}.${layer}`);
+    });
     if (!heads.length) return this.words.replaceChildren("All heads are switched off.");
     const least = (names, key) => names.reduce((best, name) => (key(name) < key(best) ? name : best));
     const strongest = least(heads, (name) => changes.get(name));
@@ -218,8 +220,7 @@ class WhatMatters {
     const said =
       change > -0.005
         ? ["No single head matters here: without any one of them ", make("bdi", "", answer), " is no less likely."]
-        : ["Of all heads, ", make("bdi", "", answer), " needs ", name(strongest),
-          ` most: ${without(strongest)}.`];
+        : ["Of all heads, ", make("bdi", "", answer), " needs ", name(strongest), ` most: ${without(strongest)}.`];
     if (sharpest === strongest) said.push(" Its attention is also the sharpest.");
     else said.push(" The sharpest attention is that of ", name(sharpest), `: ${without(sharpest)}.`);
     const parts = [...changes.keys()].filter((part) => part.split(".").length === 2);

@@ -26,7 +26,7 @@ class AttentionMap {
     if (isNew) this.buildWords();
     const { from, to } = maps;
     const longer = Math.max(from.length, to.length);
-    this.title.textContent = maps.nameOf(view.layer, view.head).replace(/^./, (letter) => letter.toUpperCase());
+    this.title.textContent = capitalize(maps.nameOf(view.layer, view.head));
     const bits = maps.entropy(view.layer, view.head).toFixed(2);
     const off = view.off ? "; switched off: nothing of this reaches the next layer" : "";
     this.entropy.textContent = `entropy ${bits} bits, of ${maps.mostBits().toFixed(2)} at most${off}`;

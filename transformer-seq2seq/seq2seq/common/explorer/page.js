@@ -20,6 +20,7 @@ function makeOf(tag, className, ...children) {
 }
 
 const figure = (value) => value.toFixed(3);
+const capitalize = (text) => text.replace(/^./, (letter) => letter.toUpperCase());
 const count = (n, name) => `${n} ${name}${n === 1 ? "" : "s"}`;
 const percent = (probability) => (probability < 0.0005 ? "< 0.1 %" : `${(100 * probability).toFixed(1)} %`);
 
