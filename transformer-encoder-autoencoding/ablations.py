@@ -90,10 +90,10 @@ text, the same in all runs, the loss in nats and the share that is right.""",
 )
 
 
-def exchange(owner: Any, **new: Any) -> None:
+def set_existing(owner: Any, **new: Any) -> None:
     """Give an object other values for attributes, which it must have."""
     for name, value in new.items():
-        getattr(owner, name)  # raises AttributeError, so that nothing is exchanged in vain
+        getattr(owner, name)  # raises AttributeError, so that nothing is set in vain
         setattr(owner, name, value)
 
 
@@ -102,7 +102,7 @@ def replace_forward(layer: nn.Module, forward: Callable) -> None:
     before, after = (list(inspect.signature(one).parameters) for one in (type(layer).forward, forward))
     if before != after:
         raise TypeError(f"{type(layer).__name__}.forward takes {before}, its replacement {after}")
-    exchange(layer, forward=MethodType(forward, layer))
+    set_existing(layer, forward=MethodType(forward, layer))
 
 
 @study.ablation("What the others are compared with.")
@@ -138,7 +138,7 @@ def no_scale(trainer: Trainer) -> None:
 def one_head(trainer: Trainer) -> None:
     """The division into heads: the same matrices, read as one head of full width."""
     for layer in trainer.model.encoder.layers:
-        exchange(layer.attention, n_heads=1, d_k=layer.attention.output.in_features)
+        set_existing(layer.attention, n_heads=1, d_k=layer.attention.output.in_features)
 
 
 @study.ablation(
@@ -166,7 +166,7 @@ def no_layer_norm(trainer: Trainer) -> None:
     for module in list(trainer.model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.LayerNorm):
-                exchange(module, **{name: nn.Identity()})
+                set_existing(module, **{name: nn.Identity()})
 
 
 class Nothing(nn.Module):
@@ -181,9 +181,9 @@ class Nothing(nn.Module):
     "kept. New combinations fall more."
 )
 def no_feed_forward(trainer: Trainer) -> None:
-    """The feed-forward part: its sublayer is LayerNorm(x)."""
+    """The feed-forward part: LayerNorm(x) is all that is left of its sublayer."""
     for layer in trainer.model.encoder.layers:
-        exchange(layer, feed_forward=Nothing())
+        set_existing(layer, feed_forward=Nothing())
 
 
 @study.ablation(
@@ -199,7 +199,7 @@ def always_mask(trainer: Trainer) -> None:
         _, labels = usual(ids, generator)
         return ids.masked_fill(labels != IGNORE, special.mask), labels
 
-    exchange(trainer, corrupt=corrupt)
+    set_existing(trainer, corrupt=corrupt)
 
 
 @study.ablation(
@@ -215,7 +215,7 @@ def all_positions(trainer: Trainer) -> None:
         inputs, _ = usual(ids, generator)
         return inputs, ids.masked_fill(ids == special.pad, IGNORE)
 
-    exchange(trainer, corrupt=corrupt)
+    set_existing(trainer, corrupt=corrupt)
 
 
 @study.exchange(
@@ -247,7 +247,7 @@ def relative_positions(trainer: Trainer) -> None:
     """Relative positions (Shaw et al. 2018) in every attention, for the position embeddings."""
     no_positions(trainer)
     for layer in trainer.model.encoder.layers:
-        exchange(layer, attention=RelativeAttention(layer.attention).to(trainer.context.device))
+        set_existing(layer, attention=RelativeAttention(layer.attention).to(trainer.context.device))
 
 
 def prepare(job: Job, folder: Path) -> Trainer:
@@ -256,9 +256,9 @@ def prepare(job: Job, folder: Path) -> Trainer:
     rate = config.learning_rate or LEARNING_RATE
     config = replace(config, epochs=job.epochs, learning_rate=rate, seed=job.seed, output=folder)
     trainer = build_trainer(config, DistributedContext(torch.device(job.device)))
-    exchange(trainer, held_out=trainer.held_out)  # the same masks, whatever an ablation does to those of training
+    _ = trainer.held_out  # made, and kept, before an ablation changes how words are hidden
     study.ablations[job.name].apply(trainer)
-    trainer.optimizers = [make_optimizer(trainer.model)]  # for new weights
+    trainer.optimizer = make_optimizer(trainer.model)  # for new weights
     return trainer
 
 

@@ -59,15 +59,15 @@ def compare_training(args: argparse.Namespace) -> None:
     """Print the table of training: tokens a second, and peak memory."""
     device = pick_device(args.device)
     with trainers(args) as make_trainer:
-        field = training_contestants(make_trainer, device, args.precision)
+        contestants = training_contestants(make_trainer, device, args.precision)
         if alone := os.environ.get(MEMORY_OF):
-            contestant = field[alone]()
+            contestant = contestants[alone]()
             for _ in range(10):
                 contestant.step()
             print(peak_memory(device))
             return
-        running = {name: start() for name, start in field.items()}
-        first = next(iter(field))
+        running = {name: start() for name, start in contestants.items()}
+        first = next(iter(contestants))
         describe(running[first])
         turns = {name: contestant.step for name, contestant in running.items()}
         medians, _ = take_turns(turns, args.rounds, float, "taking turns")

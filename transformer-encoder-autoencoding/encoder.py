@@ -12,7 +12,8 @@ Deviations from BERT, and why:
 - No dropout on the attention weights: the fused attention kernels have none on a CPU. There is dropout after the
   embeddings and after each sublayer (Vaswani et al. 2017, section 5.4), by default 0 instead of BERT's 0.1, because
   the bundled text is to be learnt by heart.
-- Initial weights are scaled by the number of inputs (`initialise`); BERT's deviation is 0.02 everywhere.
+- Initial weights are scaled by the number of inputs (`initialise`); BERT's standard deviation is 0.02 everywhere, and
+  its normal distribution is truncated.
 """
 
 import math
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The sizes of a model, under the papers' names. d_model is a multiple of n_heads."""
+    """The settings of a model. d_model is a multiple of n_heads."""
 
     vocab_size: int
     d_model: int = 128
@@ -85,7 +86,7 @@ class MultiHeadSelfAttention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, H, S, K)
         if need_weights:
             heads, weights = attention(q, k, v, mask)
-        else:  # the same function in one fused kernel, which never holds the weights
+        else:  # the same function in one fused kernel, which returns no weights
             heads, weights = F.scaled_dot_product_attention(q, k, v, attn_mask=mask), None
         return self.output(heads.transpose(1, 2).flatten(2)), weights  # (B, S, D)
 
@@ -109,7 +110,7 @@ class FeedForward(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention, then feed-forward, each as the Sublayer of
+    """Self-attention, then feed-forward; the output of each is
 
         LayerNorm(x + Dropout(Sublayer(x)))
 
@@ -221,7 +222,7 @@ def initialise(module: nn.Module) -> None:
     """Draw normal weights; set biases to 0.
 
     The standard deviation is 0.02 sqrt(768 / n) for a matrix with n inputs (for embeddings, n = D), so that sums over
-    the inputs are of the same size at any width. At BERT's own width, 768, it is BERT's 0.02.
+    the inputs are of the same size at any width. With 768 inputs, BERT's own width, it is BERT's 0.02.
     """
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02 * math.sqrt(768 / module.weight.size(1)))

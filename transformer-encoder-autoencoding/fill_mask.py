@@ -24,6 +24,7 @@ from mlm.common.errors import InputError, one_line, plural
 from mlm.common.lines import numbered_lines
 from mlm.common.standard_input import always, typed_lines, watch
 from mlm.filler import TOP_K, TOP_K_RANGE, Sentence, pseudo_perplexity
+from mlm.filling import known_surprisals
 from mlm.minimal_pairs import compare, read_pairs, table
 from mlm.tokenizer import MASK
 
@@ -91,12 +92,11 @@ class Total:
 
     def add(self, result: dict) -> None:
         """Add a sentence's result."""
-        surprisals = [token["surprisal"] for token in result["tokens"]]
-        known = [surprisal for surprisal in surprisals if surprisal is not None]
+        surprisals = known_surprisals(result["tokens"])
         self.sentences += 1
-        self.tokens += len(known)
-        self.unknown += len(surprisals) - len(known)
-        self.surprisal += sum(known)
+        self.tokens += len(surprisals)
+        self.unknown += len(result["tokens"]) - len(surprisals)
+        self.surprisal += sum(surprisals)
 
     def __str__(self) -> str:
         """Say the mean, as the pseudo-perplexity of all tokens together."""

@@ -24,9 +24,9 @@ def corrupt(
 ) -> tuple[Tensor, Tensor]:
     """Draw the tokens to predict, and hide them: 80 % become [MASK], 10 % a random token, 10 % stay.
 
-    Those that stay or become another teach the model to say what belongs at a position that it sees, as later,
-    when it is used, hardly any token is [MASK]. Special tokens, such as [PAD] and [UNK], are neither drawn nor
-    put in another's place.
+    The 20 % that are not masked make the model predict at visible tokens too: when it is used, hardly any token is
+    [MASK]. Special tokens, such as [PAD] and [UNK], are neither drawn nor put in another's place (BERT's random token
+    may be any).
 
     ids (B, S) -> inputs (B, S) and labels (B, S), which are the original ids at the positions to predict and
     IGNORE elsewhere.
@@ -52,9 +52,8 @@ def draw_positions(eligible: Tensor, mask_prob: float, generator: torch.Generato
 
 
 def draw_ids(shape: torch.Size, special_ids: Sequence[int], vocab_size: int, generator: torch.Generator) -> Tensor:
-    """Draw ids that are not special, all alike."""
-    ids = torch.randint(max(1, vocab_size - len(special_ids)), shape, generator=generator)
-    # Of five ids of which 1 and 3 are special, 0 1 2 are drawn: stepping over 1, then over 3, gives 0 2 4.
-    for special_id in sorted(special_ids):
-        ids += ids >= special_id
-    return ids
+    """Draw ids uniformly from those that are not special."""
+    ordinary = torch.ones(vocab_size, dtype=torch.bool)
+    ordinary[list(special_ids)] = False
+    choices = ordinary.nonzero().flatten()
+    return choices[torch.randint(len(choices), shape, generator=generator)]

@@ -1,6 +1,6 @@
 """Train a BERT-style encoder by masked language modelling: hide words, and learn to fill them in.
 
-    python3 train_mlm.py                                    the bundled sentences, about a minute
+    python3 train_mlm.py                                    the bundled sentences, one to two minutes
     python3 train_mlm.py --corpus my.txt --tokenizer bpe --max-minutes 30 --output my-run
     python3 train_mlm.py --resume                           continue after an interruption
 
@@ -53,16 +53,17 @@ SAVE_SECONDS = 60  # the longest time between two checkpoints
 
 
 def learning_rate(step: int, fraction: float, peak: float, warmup_steps: int) -> float:
-    """Compute linear warm-up times half a cosine, where BERT falls in a straight line (Devlin et al. 2018, appendix
-    A.2). It ends at zero together with the budget, of which `fraction`, from 0 to 1, is used up; the warm-up
-    takes at most MAX_WARMUP of it."""
+    """Return the learning rate: linear warm-up times half a cosine. BERT's falls in a straight line (Devlin et al.
+    2018, appendix A.2). It ends at zero together with the budget, of which `fraction`, from 0 to 1, is used up; the
+    warm-up takes at most MAX_WARMUP of it."""
     warm = min(1.0, max((step + 1) / max(1, warmup_steps), fraction / MAX_WARMUP))
     return peak * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, fraction)))
 
 
 def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
     """Return AdamW (Loshchilov and Hutter 2019) whose weight decay leaves out biases and LayerNorm's gains, all the
-    parameters of one dimension, as BERT's does (Devlin et al. 2018, appendix A.2, and its released code)."""
+    parameters of one dimension, as BERT's does (Devlin et al. 2018, appendix A.2, and its released code). The second
+    beta is 0.98 (Vaswani et al. 2017, section 5.3); BERT's is 0.999."""
     groups = [
         {"params": [weight for weight in model.parameters() if weight.dim() > 1], "weight_decay": 0.01},
         {"params": [weight for weight in model.parameters() if weight.dim() == 1], "weight_decay": 0.0},
@@ -88,7 +89,7 @@ class Trainer:
     interrupted: bool = False  # True if any process is
 
     def __post_init__(self):
-        self.optimizers = [make_optimizer(self.model)]
+        self.optimizer = make_optimizer(self.model)
         special, vocab_size, mask_prob = self.data.train.special, self.model.config.vocab_size, self.config.mask_prob
         # ids (B, S), generator -> inputs and labels (B, S)
         self.corrupt = lambda ids, generator: corrupt(ids, special.all, special.mask, vocab_size, mask_prob, generator)
@@ -101,7 +102,7 @@ class Trainer:
         used up."""
         config, context, progress = self.config, self.context, self.progress
         rate = learning_rate(progress.step, fraction, config.learning_rate, config.warmup_steps)
-        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
+        for group in self.optimizer.param_groups:
             group["lr"] = rate
         seed_all(config.seed, progress.step)  # masks do not depend on the number of processes, dropout does
         inputs, labels = self.corrupt(self.data.train.batch(indices), torch.default_generator)
@@ -114,22 +115,21 @@ class Trainer:
         if len(shard := context.shard(inputs)):
             loss = self.loss(shard.to(context.device), context.shard(labels).to(context.device))
             (loss / n_hidden).backward()
-        loss_sum, *status = context.all_reduce_gradients(self.model.parameters(), loss.item(), *self.status())
+        loss_sum, *status = context.all_reduce_gradients(self.model.parameters(), loss.item(), *self.local_status())
         self.check_finite(loss_sum)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)  # as in BERT's released code
+        self.optimizer.step()
 
         progress.step += 1
         progress.tokens += int(self.data.train.sequences.lengths[indices].sum())
         progress.nll += loss_sum
         progress.nll_tokens += n_hidden
-        self.take_note(*status)
+        self.adopt_status(*status)
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Compute -log p of the hidden tokens of a batch, summed (nats)."""
         hidden = labels != IGNORE
-        with fast_training(self.context.device, self.config.precision):
+        with fast_training(self.context.device, self.config.precision):  # on a CPU, faster linear layers and attention
             logits = self.model(inputs, hidden)  # (N, V)
         return F.cross_entropy(logits.float(), labels[hidden], reduction="sum")
 
@@ -140,13 +140,14 @@ class Trainer:
             problem = f"the loss is no longer finite at step {self.progress.step}"
             raise InputError(f"{problem}; lower the learning rate{remedy}", "learning_rate")
 
-    def status(self) -> tuple[float, bool]:
-        """Return what the processes add up: the run's seconds by rank 0's clock, and if this process is interrupted."""
-        seconds = self.context.is_main * (time.monotonic() - self.started)
+    def local_status(self) -> tuple[float, bool]:
+        """Return this process's part of two sums over all processes: the run's seconds, by rank 0's clock alone, and
+        True if it is interrupted."""
+        seconds = time.monotonic() - self.started if self.context.is_main else 0.0
         return seconds, self.interrupt is not None and self.interrupt.requested
 
-    def take_note(self, seconds: float, interrupts: float) -> None:
-        """Take the sums of what status() returned in all processes, so that all stop at the same step."""
+    def adopt_status(self, seconds: float, interrupts: float) -> None:
+        """Store these sums, the same in all processes, so that all stop at the same step."""
         self.progress.seconds, self.interrupted = seconds, interrupts > 0
 
     @cached_property
@@ -170,10 +171,10 @@ class Trainer:
         return nll / len(right), right
 
     def evaluate(self) -> None:
-        """Score the held-out text, keep the weights unless earlier ones were significantly better, and read the
-        watched sentences."""
+        """Score the held-out text, keep the weights unless earlier ones were significantly better, and record what the
+        model makes of the sentences of --watch."""
         loss, right = self.score_held_out()
-        if self.progress.add_record(loss, right, self.optimizers[0].param_groups[0]["lr"]):
+        if self.progress.add_record(loss, right, self.optimizer.param_groups[0]["lr"]):
             self.kept = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
         tokenizer = self.data.tokenizer
         self.progress.add_readings([read(text, ids, self.model, tokenizer) for text, ids in self.watched.items()])
@@ -187,12 +188,12 @@ class Trainer:
         config, progress, context = self.config, self.progress, self.context
         batches = self.batches(progress.epoch)
         budget = Budget.of(config.epochs, config.max_steps, config.max_minutes, len(batches))
-        evaluate_every = min(max(len(batches), 50), 1000)
+        evaluate_every = min(max(len(batches), 50), 1000)  # steps: an epoch, within limits
         self.interrupt, self.started, saved = interrupt, time.monotonic() - progress.seconds, progress.seconds
         if budget.fraction(progress.step, progress.seconds) < 1:
             limits = {name: getattr(config, name) for name in ("epochs", "max_steps", "max_minutes", "precision")}
             progress.begin_part(**limits, device=context.device.type, processes=context.world_size)
-        self.take_note(*context.all_reduce(*self.status()))
+        self.adopt_status(*context.all_reduce(*self.local_status()))
         bar = tqdm(initial=progress.step, unit="step", dynamic_ncols=True, disable=None if context.is_main else True)
         bar.total = budget.max_steps if budget.max_steps < math.inf else None
         try:
@@ -203,11 +204,12 @@ class Trainer:
                     progress.epoch, progress.position = progress.epoch + 1, 0
                     batches = self.batches(progress.epoch)
                 over = budget.fraction(progress.step, progress.seconds) >= 1
-                if due := over or progress.step % evaluate_every == 0:
+                due = over or progress.step % evaluate_every == 0
+                if due:
                     if context.is_main:
                         self.evaluate()
                         show_record(progress.curve[-1], bar)
-                    self.take_note(*context.all_reduce(*self.status()))
+                    self.adopt_status(*context.all_reduce(*self.local_status()))
                 if context.is_main and (due or self.interrupted or progress.seconds > saved + SAVE_SECONDS):
                     self.save()
                     saved = time.monotonic() - self.started
@@ -222,7 +224,7 @@ class Trainer:
         state = {
             "run_config": self.run_config,
             "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "optimizers": [self.optimizer.state_dict()],
             "kept": self.kept,
             "progress": asdict(self.progress),
         }
@@ -234,8 +236,7 @@ class Trainer:
         """Go back to the state that save() wrote."""
         checkpoint.check_run(self.config.checkpoint, state, self.run_config)
         self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        self.optimizer.load_state_dict(*state["optimizers"])
         self.kept, self.progress, self.saved = state["kept"], Progress(**state["progress"]), True
 
 

@@ -139,7 +139,8 @@ def no_causal_mask(trainer: Trainer) -> None:
     "none. The training loss stops at the entropy of the answers."
 )
 def no_cross_attention(trainer: Trainer) -> None:
-    """The decoder's attention to the source: its sublayer is LayerNorm(x), so that the prompt is not seen."""
+    """The decoder's attention to the source: LayerNorm(x) is all that is left of its sublayer, and the prompt is not
+    seen."""
     for layer in trainer.model.decoder:
         layer.cross_attention.register_forward_hook(lambda _m, _i, out: (torch.zeros_like(out[0]), out[1]))
 
@@ -240,7 +241,7 @@ def pre_norm(trainer: Trainer) -> None:
         need_weights: bool = False,
     ):
         normed = self.self_attention_norm(x)
-        target_kv, memory_kv = (cache or Cache()).update(self, normed, memory)
+        target_kv, memory_kv = (Cache() if cache is None else cache).update(self, normed, memory)
         attended, self_weights = self.self_attention(normed, target_kv, target_mask, need_weights)
         x = x + self.dropout(attended)
         normed = self.cross_attention_norm(x)

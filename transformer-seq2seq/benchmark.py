@@ -49,15 +49,15 @@ def compare_training(args: argparse.Namespace) -> None:
         def make_trainer(precision: str) -> Trainer:
             return build_trainer(replace(config, precision=precision, output=Path(folder)), DistributedContext(device))
 
-        field = training_contestants(make_trainer, device, config.precision)
+        contestants = training_contestants(make_trainer, device, config.precision)
         if alone := os.environ.get(MEMORY_OF):
-            contestant = field[alone]()
+            contestant = contestants[alone]()
             for _ in range(10):
                 contestant.step()
             print(peak_memory(device))
             return
-        running = {name: start() for name, start in field.items()}
-        first = next(iter(field))
+        running = {name: start() for name, start in contestants.items()}
+        first = next(iter(contestants))
         describe(running[first])
         turns = {name: contestant.step for name, contestant in running.items()}
         medians, _ = take_turns(turns, args.rounds, float, "taking turns")

@@ -66,7 +66,8 @@ class Sampler:
     def __call__(self, log_probs: Tensor, sums: Tensor, sentence: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Draw a token for each sentence: a Pick."""
         probs = (log_probs[:, 0] / self.temperature).softmax(dim=-1)  # (B, V)
-        if cut := self.top_k > 0 or self.top_p < 1:  # else there is nothing to sort for
+        cut = self.top_k > 0 or self.top_p < 1
+        if cut:
             probs, tokens = probs.sort(descending=True)
             if self.top_k:
                 probs[:, self.top_k :] = 0

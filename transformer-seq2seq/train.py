@@ -1,6 +1,6 @@
 """Train the encoder-decoder Transformer on pairs: a prompt, and the text to make of it.
 
-    python3 train.py                                   the bundled pairs, about a minute
+    python3 train.py                                   the bundled pairs, one to two minutes
     python3 train.py --pairs my.tsv --tokenizer bpe --max-minutes 30 --output my-run
     python3 train.py --resume                          continue after an interruption
 
@@ -53,9 +53,9 @@ SAVE_SECONDS = 60  # the longest time between two checkpoints
 
 
 def learning_rate(step: int, fraction: float, peak: float, warmup_steps: int) -> float:
-    """Compute linear warm-up times half a cosine, where the paper falls as step^-0.5 (Vaswani et al. 2017, section
-    5.3). It ends at zero together with the budget, of which `fraction`, from 0 to 1, is used up; the warm-up
-    takes at most MAX_WARMUP of it."""
+    """Return the learning rate: linear warm-up times half a cosine. The paper's falls as step^-0.5 (Vaswani et al.
+    2017, section 5.3). It ends at zero together with the budget, of which `fraction`, from 0 to 1, is used up; the
+    warm-up takes at most MAX_WARMUP of it."""
     warm = min(1.0, max((step + 1) / max(1, warmup_steps), fraction / MAX_WARMUP))
     return peak * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, fraction)))
 
@@ -88,8 +88,9 @@ class Trainer:
         config, context, progress = self.config, self.context, self.progress
         seed_all(config.seed, progress.step, context.rank)  # dropout
         rate = learning_rate(progress.step, fraction, config.learning_rate, config.warmup_steps)
-        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
-            group["lr"] = rate
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
         n_tokens = int(self.data.train.target.lengths[indices].sum())  # in all processes together
 
         self.model.train()
@@ -100,10 +101,10 @@ class Trainer:
             loss, nll = self.losses(batch)
             (loss / n_tokens).backward()
         loss_sum, nll_sum, *status = context.all_reduce_gradients(
-            self.model.parameters(), loss.item(), nll.item(), *self.status()
+            self.model.parameters(), loss.item(), nll.item(), *self.local_status()
         )
         self.check_finite(loss_sum)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)  # not in the paper
         for optimizer in self.optimizers:
             optimizer.step()
 
@@ -111,12 +112,12 @@ class Trainer:
         progress.tokens += n_tokens
         progress.nll += nll_sum
         progress.nll_tokens += n_tokens
-        self.take_note(*status)
+        self.adopt_status(*status)
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Compute the label-smoothed loss and -log p of a batch's labels under teacher forcing, summed (nats)."""
         scored = batch.labels != IGNORE
-        with fast_training(self.context.device, self.config.precision):
+        with fast_training(self.context.device, self.config.precision):  # on a CPU, faster linear layers and attention
             hidden_states = self.model.hidden_states(batch.source, batch.target)[scored]  # (N, D)
         weight, bias = self.model.embeddings.token.weight, self.model.output_bias
         labels, smoothing = batch.labels[scored], self.config.label_smoothing
@@ -129,13 +130,14 @@ class Trainer:
             problem = f"the loss is no longer finite at step {self.progress.step}"
             raise InputError(f"{problem}; lower the learning rate{remedy}", "learning_rate")
 
-    def status(self) -> tuple[float, bool]:
-        """Return what the processes add up: the run's seconds by rank 0's clock, and if this process is interrupted."""
-        seconds = self.context.is_main * (time.monotonic() - self.started)
+    def local_status(self) -> tuple[float, bool]:
+        """Return this process's part of two sums over all processes: the run's seconds, by rank 0's clock alone, and
+        True if it is interrupted."""
+        seconds = time.monotonic() - self.started if self.context.is_main else 0.0
         return seconds, self.interrupt is not None and self.interrupt.requested
 
-    def take_note(self, seconds: float, interrupts: float) -> None:
-        """Take the sums of what status() returned in all processes, so that all stop at the same step."""
+    def adopt_status(self, seconds: float, interrupts: float) -> None:
+        """Store these sums, the same in all processes, so that all stop at the same step."""
         self.progress.seconds, self.interrupted = seconds, interrupts > 0
 
     @torch.no_grad()
@@ -157,8 +159,8 @@ class Trainer:
         return nll / len(right), right
 
     def evaluate(self) -> None:
-        """Score the held-out pairs, keep the weights unless earlier ones were significantly better, and read the
-        watched prompts."""
+        """Score the held-out pairs, keep the weights unless earlier ones were significantly better, and record what
+        the model makes of the prompts of --watch."""
         loss, right = self.score_held_out()
         if self.progress.add_record(loss, right, self.optimizers[0].param_groups[0]["lr"]):
             self.kept = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
@@ -176,12 +178,12 @@ class Trainer:
         config, progress, context = self.config, self.progress, self.context
         batches = self.batches(progress.epoch)
         budget = Budget.of(config.epochs, config.max_steps, config.max_minutes, len(batches))
-        evaluate_every = min(max(len(batches), 50), 1000)
+        evaluate_every = min(max(len(batches), 50), 1000)  # steps: an epoch, within limits
         self.interrupt, self.started, saved = interrupt, time.monotonic() - progress.seconds, progress.seconds
         if budget.fraction(progress.step, progress.seconds) < 1:
             limits = {name: getattr(config, name) for name in ("epochs", "max_steps", "max_minutes", "precision")}
             progress.begin_part(**limits, device=context.device.type, processes=context.world_size)
-        self.take_note(*context.all_reduce(*self.status()))
+        self.adopt_status(*context.all_reduce(*self.local_status()))
         bar = tqdm(initial=progress.step, unit="step", dynamic_ncols=True, disable=None if context.is_main else True)
         bar.total = budget.max_steps if budget.max_steps < math.inf else None
         try:
@@ -192,11 +194,12 @@ class Trainer:
                     progress.epoch, progress.position = progress.epoch + 1, 0
                     batches = self.batches(progress.epoch)
                 over = budget.fraction(progress.step, progress.seconds) >= 1
-                if due := over or progress.step % evaluate_every == 0:
+                due = over or progress.step % evaluate_every == 0
+                if due:
                     if context.is_main:
                         self.evaluate()
                         show_record(progress.curve[-1], bar)
-                    self.take_note(*context.all_reduce(*self.status()))
+                    self.adopt_status(*context.all_reduce(*self.local_status()))
                 if context.is_main and (due or self.interrupted or progress.seconds > saved + SAVE_SECONDS):
                     self.save()
                     saved = time.monotonic() - self.started

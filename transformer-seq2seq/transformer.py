@@ -28,7 +28,7 @@ KeysValues = tuple[Tensor, Tensor]  # (B, H, S, K) each: what can be attended to
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """The sizes of a model, under the paper's names. d_model must be a multiple of n_heads."""
+    """The settings of a model. d_model is a multiple of n_heads."""
 
     vocab_size: int
     pad_id: int
@@ -103,14 +103,14 @@ class MultiHeadAttention(nn.Module):
         """Attend from x (B, T, D) to keys and values (B, H, S, K) -> (B, T, D) and, if asked for, the weights
         (B, H, T, S). mask: broadcastable to (B, H, T, S), or None if all may be attended to and no weights are needed.
 
-        Queries do not see each other. So several rows of x in succession, as the hypotheses of one source in beam
-        search, may share a row of the keys: they count as more queries of that row.
+        x may have n rows for each row of the keys, such as the n hypotheses of one source in beam search: queries do
+        not see each other, so these count as n T queries of that row.
         """
         k, v = keys_values
-        q = self.query(x).view(len(k), -1, self.n_heads, self.d_k).transpose(1, 2)  # (B, H, T, K)
+        q = self.query(x).view(len(k), -1, self.n_heads, self.d_k).transpose(1, 2)  # (B, H, T, K), or (B, H, n T, K)
         if need_weights:
             heads, weights = attention(q, k, v, mask)
-        else:  # the same function in one fused kernel, which never holds the weights
+        else:  # the same function in one fused kernel, which returns no weights
             heads, weights = F.scaled_dot_product_attention(q, k, v, attn_mask=mask), None
         return self.output(heads.transpose(1, 2).reshape(x.shape)), weights  # (B, T, D)
 
@@ -305,7 +305,7 @@ class Transformer(nn.Module):
         The target needs no padding mask: what follows a sentence's end is never attended to by what comes before it.
         With a cache, the T tokens follow the P tokens of earlier calls. Weights are appended to `attentions`, if given.
         """
-        past, new = cache.length if cache else 0, target.size(1)
+        past, new = 0 if cache is None else cache.length, target.size(1)
         mask = None  # a single token may see all that stands before it
         if new > 1 or attentions is not None:
             mask = causal_mask(past + new, target.device)[:, :, past:]  # (1, 1, T, P + T)
@@ -315,7 +315,7 @@ class Transformer(nn.Module):
             if attentions is not None:
                 attentions.decoder.append(self_weights)
                 attentions.cross.append(cross_weights)
-        if cache:
+        if cache is not None:
             cache.length = past + new
         return x
 
@@ -333,14 +333,16 @@ class Transformer(nn.Module):
         return self.project(self.hidden_states(source, target))
 
     def hidden_states(self, source: Tensor, target: Tensor) -> Tensor:
-        """Compute what `forward` projects (B, T, D). Training starts here: its loss never holds all B T V logits."""
+        """Compute what `forward` projects (B, T, D). Training calls this instead of `forward`, because its loss never
+        holds all B T V logits."""
         memory, _ = self.encode(source)
         return self.decode(target, memory, padding_mask(source, self.config.pad_id))
 
 
 def initialise(module: nn.Module) -> None:
-    """Draw matrices Glorot-uniform, and embeddings with the standard deviation d_model^-0.5, which the scaling in
-    Embeddings brings to 1. The padding token's embedding and all biases are 0."""
+    """Draw matrices Glorot-uniform (keys and values, being one matrix, as one with 2 D outputs), and embeddings with
+    the standard deviation d_model^-0.5, which the scaling in Embeddings brings to 1. The padding token's embedding and
+    all biases are 0."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)

@@ -1,9 +1,9 @@
-"""The engine room of the encoder: read encoder.py, masking.py and train_mlm.py first.
+"""Everything else of the encoder: read encoder.py, masking.py and train_mlm.py first.
 
     from mlm import MaskFiller
     MaskFiller.load("results/model")("Transformers use [MASK] attention")
 
-In the order of the data's way through them:
+In the order in which data passes through them:
 
     config.py              the settings of a training run, and their flags
     text.py                text files: the stream of sentences, and those held out
@@ -19,7 +19,7 @@ In the order of the data's way through them:
     explorer/              the page that visualize_attention.py --html writes
     relative_attention.py  attention that ablations.py can put in place of BERT's
     contestants_*.py       what benchmark.py compares: in training, in filling masks
-    common/                the parts that know neither model nor tokenizer; the other experiment has the same
+    common/                what the other experiment needs as well, and has too; common/__init__.py has a map
 """
 
 from .common.errors import InputError

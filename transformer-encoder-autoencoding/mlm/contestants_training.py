@@ -34,7 +34,7 @@ class Trainer(Protocol):
     context: DistributedContext
     data: Data
     model: MaskedLanguageModel
-    optimizers: list[torch.optim.Optimizer]
+    optimizer: torch.optim.Optimizer
     corrupt: Corrupt
     held_out: FixedMasks
 
@@ -83,8 +83,7 @@ class WithoutFastCpu(Ours):
         trainer.model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
-        for optimizer in trainer.optimizers:
-            optimizer.step()
+        trainer.optimizer.step()
         return n_tokens(trainer, indices)
 
 
@@ -179,17 +178,17 @@ def training_contestants(
 ) -> dict[str, Callable[[], Contestant | MatrixProducts]]:
     """Return a function for each name that makes the contestant ready. make_trainer: precision -> a trainer."""
     best = precision or best_precision(device)
-    field = {f"ours, {best}": lambda: Ours(make_trainer(best))}
+    contestants = {f"ours, {best}": lambda: Ours(make_trainer(best))}
     if best == "bf16":
-        field["ours, fp32"] = lambda: Ours(make_trainer("fp32"))
+        contestants["ours, fp32"] = lambda: Ours(make_trainer("fp32"))
     if device.type == "cuda":
-        field[f"ours, {best}, torch.compile"] = lambda: Ours(make_trainer(best), compiled=True)
-    field["ours, fp32, without fast_cpu.py"] = lambda: WithoutFastCpu(make_trainer("fp32"))
+        contestants[f"ours, {best}, torch.compile"] = lambda: Ours(make_trainer(best), compiled=True)
+    contestants["ours, fp32, without fast_cpu.py"] = lambda: WithoutFastCpu(make_trainer("fp32"))
     for kind in dict.fromkeys(["fp32", best] if device.type == "cuda" else ["fp32"]):
-        field[f"Hugging Face, {kind}, grouped"] = lambda kind=kind: HuggingFace(make_trainer(kind), grouped=True)
-        field[f"Hugging Face, {kind}, random"] = lambda kind=kind: HuggingFace(make_trainer(kind), grouped=False)
-    field[PRODUCTS] = lambda: matrix_products(make_trainer("fp32"))
-    return field
+        contestants[f"Hugging Face, {kind}, grouped"] = lambda kind=kind: HuggingFace(make_trainer(kind), grouped=True)
+        contestants[f"Hugging Face, {kind}, random"] = lambda kind=kind: HuggingFace(make_trainer(kind), grouped=False)
+    contestants[PRODUCTS] = lambda: matrix_products(make_trainer("fp32"))
+    return contestants
 
 
 # -------------------------------------------------------------------------------------------------- race

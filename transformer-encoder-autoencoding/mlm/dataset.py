@@ -140,15 +140,15 @@ class FixedMasks:
 
     def __init__(self, dataset: MLMDataset, corrupt: Corrupt):
         self.dataset = dataset
-        windows = dataset.sequences
+        sequences = dataset.sequences
         self.inputs, self.labels = (
-            Sequences(np.empty(len(windows.ids), np.int32), windows.lengths, windows.offsets) for _ in range(2)
+            Sequences(np.empty(len(sequences.ids), np.int32), sequences.lengths, sequences.offsets) for _ in range(2)
         )
         for start in range(0, len(dataset), EVALUATED):
             indices = np.arange(start, min(start + EVALUATED, len(dataset)))
-            part = slice(windows.offsets[indices[0]], windows.offsets[indices[-1] + 1])
+            part = slice(sequences.offsets[indices[0]], sequences.offsets[indices[-1] + 1])
             ids = dataset.batch(indices)
-            real = np.arange(ids.size(1)) < windows.lengths[indices, None]  # not padding
+            real = np.arange(ids.size(1)) < sequences.lengths[indices, None]  # not padding
             inputs, labels = corrupt(ids, torch.Generator().manual_seed(start))
             self.inputs.ids[part], self.labels.ids[part] = inputs.numpy()[real], labels.numpy()[real]
 

@@ -3,7 +3,7 @@
     from mlm import MaskFiller
 
     filler = MaskFiller.load("results/model")
-    filler("Transformers use [MASK] attention")  # [[{"token": "self", "probability": 0.998}, ...]]
+    filler("Transformers use [MASK] attention")  # [[{"token": "self", "probability": 0.999}, ...]]
     filler.score("Paris is the capital of France")["pseudo_perplexity"]
 
 fill_mask.py gives it a stream of sentences, of any length, and prints its answers.
@@ -26,7 +26,7 @@ from .common.command_line import int_in, pick_device
 from .common.errors import InputError, naming, warn
 from .common.standard_input import always
 from .common.token_text import continues_word, show_token
-from .filling import fill, score
+from .filling import fill, known_surprisals, score
 from .tokenizer import MASK, SPECIAL_TOKENS, UNK, SpecialIds
 
 TOP_K, TOP_K_RANGE = 5, int_in(1)
@@ -103,17 +103,17 @@ class MaskFiller:
         return first
 
     def score_each(self, sentences: Iterable[Sentence], has_next: Callable[[], bool] = always) -> Iterator[dict]:
-        """Score a stream of sentences of any length, by the probability of each token given all the others. has_next:
-        as for fill_each.
+        """Score a stream of sentences of any length, by the probability of each known token given the others; later
+        pieces of its own word are hidden too (filling.score). has_next: as for fill_each.
 
-            pseudo-perplexity = exp(-1/n sum_t log p(token_t | all the others))      (Salazar et al. 2020)
+            pseudo-perplexity = exp(-1/n sum_t log p(token_t | the tokens not hidden))      (Salazar et al. 2020)
 
         Yield for each {"input": the sentence, "pseudo_perplexity": float, "tokens": [{"token": str, "surprisal":
         -log p in nats, or None if it is unknown}, ...]}. If a sentence is refused, those before it are answered first.
         """
         for texts, found in self.read(sentences, self.check_scorable, SCORE_CHUNK, has_next):
             for text, tokens in zip(texts, score(found, self.model, self.tokenizer, self.device), strict=True):
-                surprisals = [token["surprisal"] for token in tokens if token["surprisal"] is not None]
+                surprisals = known_surprisals(tokens)
                 perplexity = pseudo_perplexity(sum(surprisals) / len(surprisals))
                 yield {"input": text, "pseudo_perplexity": perplexity, "tokens": tokens}
 

@@ -126,3 +126,8 @@ def score(
     for (i, _), token, surprisal in zip(hidden, targets, surprisals, strict=True):
         scores[i].append({"token": show_token(tokenizer, token), "surprisal": surprisal})
     return scores
+
+
+def known_surprisals(tokens: Sequence[dict]) -> list[float]:
+    """Return the surprisals of the tokens of a sentence, as score returns them, but for the unknown ones."""
+    return [token["surprisal"] for token in tokens if token["surprisal"] is not None]

@@ -10,6 +10,7 @@ from pathlib import Path
 from .common.errors import InputError
 from .common.lines import numbered_lines, open_text
 from .filler import MaskFiller, Sentence
+from .filling import known_surprisals
 
 HEADERS = ["good", "bad"], ["sentence_good", "sentence_bad"]  # the second is BLiMP's
 TIE = 1e-4  # nats; a smaller difference is one of rounding, as the model computes in single precision
@@ -58,13 +59,12 @@ def outcome(good: dict, bad: dict) -> str:
     """Compare the scores of two sentences, as score_each yields them, by the log-probability of their tokens, added
     up (Salazar et al. 2020). Return PREFERRED if the good one's is higher, TIED if they are equal, UNKNOWN if they
     have different numbers of tokens that the model does not know, and so of terms, else "other"."""
-    sums, terms = [], []
+    sums, unknown = [], []
     for result in good, bad:
-        surprisals = [token["surprisal"] for token in result["tokens"]]
-        known = [surprisal for surprisal in surprisals if surprisal is not None]
-        sums.append(-fsum(known))  # in double precision
-        terms.append(len(surprisals) - len(known))
-    if terms[0] != terms[1]:
+        surprisals = known_surprisals(result["tokens"])
+        sums.append(-fsum(surprisals))  # in double precision
+        unknown.append(len(result["tokens"]) - len(surprisals))
+    if unknown[0] != unknown[1]:
         return UNKNOWN
     difference = sums[0] - sums[1]
     return TIED if abs(difference) < TIE else PREFERRED if difference > 0 else "other"

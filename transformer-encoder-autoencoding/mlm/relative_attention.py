@@ -12,7 +12,7 @@ CLIP = 16  # the distance from which on relative positions do not differ
 
 class RelativeAttention(MultiHeadSelfAttention):
     """Self-attention whose keys and values also say how far away they are (Shaw et al. 2018, "Self-Attention with
-    Relative Position Representations", section 3.2, equations 3 and 4).
+    Relative Position Representations", sections 3.1 and 3.2, equations 3 and 4).
 
         z_i = sum_j softmax_j(score_ij) (x_j W^V + a^V_ij),    score_ij = x_i W^Q (x_j W^K + a^K_ij)^T / sqrt(d_k)
 

@@ -1,9 +1,9 @@
-"""The engine room of the encoder-decoder: read transformer.py, decoding.py and train.py first.
+"""Everything else of the encoder-decoder: read transformer.py, decoding.py and train.py first.
 
     from seq2seq import Translator
     Translator.load("samples/model")("AI improves healthcare")
 
-In the order of the data's way through them:
+In the order in which data passes through them:
 
     config.py              the settings of training and of generation, and their flags
     pairs.py               files of pairs: columns, the stream of pairs, and those held out
@@ -20,7 +20,7 @@ In the order of the data's way through them:
     explorer/              the page that visualize_attention.py --html writes
     relative_attention.py  attention that ablations.py can put in place of the paper's
     contestants_*.py       what benchmark.py compares: in training, in generation
-    common/                the parts that know neither model nor tokenizer; the other experiment has the same
+    common/                what the other experiment needs as well, and has too; common/__init__.py has a map
 """
 
 from .common.errors import InputError

@@ -24,10 +24,10 @@ class SummedLoss(torch.autograd.Function):
         """Compute in the type of rows (M, D), of which the first N have a label."""
         narrow, narrow_bias = weight.to(rows.dtype), bias.to(rows.dtype)
         mean_weight, mean_bias = narrow.mean(dim=0), bias.mean()
-        of_rows, of_weight, of_bias = torch.empty_like(rows), torch.zeros_like(weight), torch.zeros_like(bias)
+        grad_rows, grad_weight, grad_bias = torch.empty_like(rows), torch.zeros_like(weight), torch.zeros_like(bias)
         buffer = rows.new_empty(min(CHUNK, len(rows)), len(weight))
         nll = spread = torch.zeros((), device=rows.device)  # sums of -log p(y) and of z_y - mean_v z_v
-        for h, of_h, y in zip(rows.split(CHUNK), of_rows.split(CHUNK), labels.split(CHUNK), strict=True):
+        for h, grad_h, y in zip(rows.split(CHUNK), grad_rows.split(CHUNK), labels.split(CHUNK), strict=True):
             z = torch.addmm(narrow_bias, h, narrow.T, out=buffer[: len(h)])  # (CHUNK, V)
             place = torch.arange(len(y), device=y.device), y
             z_y = z[place]
@@ -37,14 +37,14 @@ class SummedLoss(torch.autograd.Function):
             spread = spread + (z_y - h[: len(y)] @ mean_weight - mean_bias).sum()
             p[place] = (p_y - (1 - smoothing)).to(p.dtype)  # 1 - e itself is rounded in bfloat16
             p[len(y) :] = 0
-            torch.mm(p, narrow, out=of_h)
-            of_weight += p.T @ h
-            of_bias += p.sum(dim=0)
+            torch.mm(p, narrow, out=grad_h)
+            grad_weight += p.T @ h
+            grad_bias += p.sum(dim=0)
         uniform = smoothing / len(weight)  # its share of the gradient is smaller than bfloat16 resolves beside p
-        of_rows[: len(labels)] -= smoothing * mean_weight
-        of_weight -= uniform * rows[: len(labels)].sum(dim=0, dtype=torch.float32)
-        of_bias -= uniform * len(labels)
-        ctx.save_for_backward(of_rows, of_weight, of_bias)
+        grad_rows[: len(labels)] -= smoothing * mean_weight
+        grad_weight -= uniform * rows[: len(labels)].sum(dim=0, dtype=torch.float32)
+        grad_bias -= uniform * len(labels)
+        ctx.save_for_backward(grad_rows, grad_weight, grad_bias)
         ctx.mark_non_differentiable(nll)
         return nll + smoothing * spread, nll
 
@@ -65,8 +65,10 @@ def token_losses(
         d loss / d z_v = p(v) - (1 - e) [v = y] - e / V
 
     hidden_states h (N, D), weight (V, D), bias (V,), whose last row is <pad>'s and is left out; labels y (N,) -> that
-    sum, and the sum of -log p(y) alone, which has no gradient: in nats, of which a token has 87 at most, and in bf16 is
-    off by up to 0.002.
+    sum, and the sum of -log p(y) alone, which has no gradient. Both are in nats; a token's -log p(y) is at most 87
+    (that of the smallest normal number of fp32), and in bf16 it is off by up to 0.002. In fp32 the loss is
+
+        F.cross_entropy(F.linear(h, weight[:-1], bias[:-1]), labels, label_smoothing=e, reduction="sum")
     """
     rows = pad_rows_bf16(hidden_states) if precision == "bf16" else hidden_states
     return SummedLoss.apply(rows, weight[:-1], bias[:-1], labels, smoothing)

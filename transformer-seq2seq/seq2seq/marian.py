@@ -181,7 +181,8 @@ def config_files(config: TransformerConfig, has_pieces: bool, generation: dict[s
         "decoder_start_token_id": config.pad_id,
         "eos_token_id": config.eos_id,
     }
-    fields = {name: getattr(config, ours) for ours, field in FIELDS.items() for name in field[1:] if name}
+    names = [(ours, name) for ours, field in FIELDS.items() for name in (field.name, field.twin) if name]
+    fields = {name: getattr(config, ours) for ours, name in names}
     return {
         "config.json": {
             "model_type": "marian",

@@ -13,7 +13,7 @@ def orthogonalise(x: Tensor) -> Tensor:
     vectors and with singular values between 0.6 and 1.3 or so.
 
     Five steps of a Newton-Schulz iteration, x <- a x + b (x x^T) x + c (x x^T)^2 x, which is the polynomial
-    a s + b s^3 + c s^5 of every singular value s and takes those from 0 to 1 near 1. Its coefficients are
+    a s + b s^3 + c s^5 of every singular value s and takes those from 0 to 1 near 1. Its coefficients are Jordan's,
     chosen for speed: it does not converge, but even a singular value of 0.003 gets there in the five steps.
     """
     if x.size(1) > x.size(2):  # of a tall matrix x^T x is the smaller product
@@ -27,7 +27,8 @@ def orthogonalise(x: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Gradient descent with Nesterov's momentum, whose updates are made orthogonal.
+    """Gradient descent with Nesterov's momentum, whose updates are made orthogonal (Jordan et al. 2024, "Muon: An
+    optimizer for hidden layers in neural networks", kellerjordan.github.io/posts/muon).
 
         M_t = mu M_(t-1) + (1 - mu) G_t
         U_t = orthogonalise(mu M_t + (1 - mu) G_t)

@@ -14,8 +14,8 @@ class RelativeAttention(MultiHeadAttention):
 
         score_ij = ((q_i + u)^T k_j + (q_i + v)^T W r_{i-j}) / sqrt(d_k)
 
-    r_{i-j} is the sinusoid of the distance plus a constant, so that none is negative: it is the distance's own,
-    rotated, and W can turn it back. u and v are learnt, a vector for each head.
+    r_{i-j} is the sinusoid of i - j plus a constant that makes every index positive or zero. This only rotates it,
+    which W can undo. u and v are learnt, a vector for each head.
     """
 
     def __init__(self, usual: MultiHeadAttention, max_length: int):

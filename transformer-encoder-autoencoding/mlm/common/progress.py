@@ -46,8 +46,9 @@ class Progress:
         """Add a record to the curve: the loss over the held-out tokens, the share of them that is right, (N,) bool,
         and the mean loss in training since the record before.
 
-        Return True if the weights are to be kept: unless earlier ones were significantly better. So of equally good
-        weights the last are kept, which were trained longest.
+        Return True if the weights are to be kept: unless earlier ones had significantly more tokens right. So of
+        equally good weights the last are kept, which were trained longest. The loss would be a worse judge: on a small
+        text it rises while accuracy does too, because the wrong answers grow surer.
         """
         self.curve.append(
             {

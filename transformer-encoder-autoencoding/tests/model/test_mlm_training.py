@@ -111,7 +111,7 @@ def test_a_step_follows_the_gradient_of_the_hidden_tokens_alone(begin, seen):
     groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.98))
     optimizer.step()
-    for mine, theirs in zip(trainer.optimizers[0].param_groups, optimizer.param_groups, strict=True):
+    for mine, theirs in zip(trainer.optimizer.param_groups, optimizer.param_groups, strict=True):
         assert all(mine[name] == theirs[name] for name in ("betas", "eps"))  # a first step does not show them
     for name, weight in reference.named_parameters():
         # a key's bias changes no softmax: its gradient is zero but for rounding, which Adam would blow up

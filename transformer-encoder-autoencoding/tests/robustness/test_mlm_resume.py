@@ -78,7 +78,7 @@ def test_minutes_are_a_limit(begin):
     trainer = begin("--max-minutes", 0.005)
     trainer.train(NoInterrupt())
     assert trainer.progress.seconds >= 0.3 and trainer.progress.curve[-1]["step"] == trainer.progress.step
-    assert trainer.optimizers[0].param_groups[0]["lr"] < 0.3 * 3e-3
+    assert trainer.optimizer.param_groups[0]["lr"] < 0.3 * 3e-3
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(begin):

@@ -1,4 +1,18 @@
-"""Code that both experiments need: byte for byte the same in the two folders, and free of models and tokenizers."""
+"""Code that both experiments need, byte for byte the same in the two folders. It imports neither's model nor tokenizer.
+
+What is where:
+
+    command_line, errors, standard_input     flags, messages, the prompt on a terminal
+    lines, files, token_store, batching      text, safe writing, token ids on disk, batches
+    subwords, tokenizer_json, token_text     tokenizers: learn, check, show
+    coverage, tfidf                          what a vocabulary covers; the baseline's search
+    budget, progress, checkpoint             how long a run is, how far it has come, how it goes on
+    distributed, fast_cpu                    several processes; faster functions on a CPU
+    model_directory                          a model's files, as Hugging Face has them
+    experiments, benchmarking                ablations, timing
+    plots, recording                         pictures, a moving one too
+    web_page, page_data, explorer/           the page
+"""
 
 import signal
 import sys

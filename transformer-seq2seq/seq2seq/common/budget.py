@@ -25,7 +25,8 @@ class Budget:
 
 
 def significantly_worse(right: Tensor, best: Tensor) -> bool:
-    """Return True if fewer tokens are right, (N,) bool, than in `best`, of the same tokens, and not by chance: by
-    McNemar's test for paired samples, with continuity correction, one-sided at 5 %."""
+    """Return True if significantly fewer tokens are right, (N,) bool, than in `best`, of the same tokens (McNemar's
+    test for paired samples, with continuity correction, one-sided at 5 %). It is a rule of thumb: tokens of a sentence
+    are not independent, and `best` is the best of many evaluations."""
     lost, won = int((best & ~right).sum()), int((right & ~best).sum())
     return lost - won - 1 > 1.645 * math.sqrt(lost + won)

@@ -111,10 +111,10 @@ class ShortRowAttention(torch.autograd.Function):
         """Turn the gradient of the output (B, H, T, K) into those of q, k and v."""
         q, k, v, weights = ctx.saved_tensors
         gradient = widened(gradient)
-        of_v, of_scores = weights.mT @ gradient, gradient @ v.mT
-        of_scores = torch._softmax_backward_data(of_scores, weights, -1, torch.float32)
-        of_q, of_k = (of_scores @ k).mul_(ctx.scale), of_scores.mT @ q
-        return *(narrowed(x, ctx.dtype) for x in (of_q, of_k[:, :, : ctx.n_keys], of_v[:, :, : ctx.n_keys])), None
+        grad_v, grad_scores = weights.mT @ gradient, gradient @ v.mT
+        grad_scores = torch._softmax_backward_data(grad_scores, weights, -1, torch.float32)
+        grad_q, grad_k = (grad_scores @ k).mul_(ctx.scale), grad_scores.mT @ q
+        return *(narrowed(x, ctx.dtype) for x in (grad_q, grad_k[:, :, : ctx.n_keys], grad_v[:, :, : ctx.n_keys])), None
 
 
 def widened(x: Tensor, added: int = 0) -> Tensor:
