@@ -34,11 +34,12 @@ from mlm.common.plots import (
     shorten,
 )
 from mlm.common.token_text import show_token, show_tokens
+from mlm.common.unknown_words import collect_unknown
 from mlm.explorer import page
 from mlm.explorer.reading import attend
-from mlm.filler import Sentence, collect_unknown_words
+from mlm.filler import Sentence
 from mlm.filling import ids_without_token, likeliest
-from mlm.tokenizer import MASK
+from mlm.tokenizer import MASK, UNK
 
 FOLDER = Path(__file__).parent
 PICTURES = "attention_heatmap.png", "attention_heads.png"
@@ -104,7 +105,7 @@ def draw_pictures(ids: list[int], filler: MaskFiller, args: argparse.Namespace) 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     filler = MaskFiller.load(args.model, args.device)
-    with collect_unknown_words() as unknown:
+    with collect_unknown(UNK) as unknown:
         ids = filler.encode(Sentence(args.sentence, "SENTENCE"), unknown).ids
     sizes = filler.model.config.n_layers, filler.model.config.n_heads
     check_map(*sizes, args.layer, args.head)

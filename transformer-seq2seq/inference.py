@@ -26,9 +26,10 @@ from seq2seq.common.errors import InputError, one_line, plural, warn
 from seq2seq.common.files import atomic_write
 from seq2seq.common.lines import numbered_lines, open_text
 from seq2seq.common.standard_input import typed_lines, watch
+from seq2seq.common.unknown_words import collect_unknown
 from seq2seq.config import GenerationConfig
 from seq2seq.engines import ENGINES, PRECISIONS
-from seq2seq.generation import collect_unknown_words
+from seq2seq.tokenizer import UNK
 from seq2seq.translator import Output, Session
 
 FOLDER = Path(__file__).parent
@@ -122,7 +123,7 @@ def filter_lines(stream: BinaryIO, name: str, session: Session, args: argparse.N
         lines = iter(prompts)
     with (
         output_to(args.output) as out,
-        collect_unknown_words() as unknown,
+        collect_unknown(UNK) as unknown,
         tqdm(unit="line", delay=1, dynamic_ncols=True, disable=None) as bar,
     ):
         for prompt, outputs in session.answer_lines(lines, name, unknown, has_line):

@@ -11,9 +11,7 @@ fill_mask.py gives it a stream of sentences, of any length, and prints its answe
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +21,15 @@ from encoder import MaskedLanguageModel
 
 from . import bert
 from .common.command_line import int_in, pick_device
-from .common.errors import InputError, naming, warn
+from .common.errors import InputError, naming
 from .common.standard_input import always
 from .common.token_text import continues_word, show_token
+from .common.unknown_words import collect_unknown, find_unknown, remember
 from .filling import fill, known_surprisals, score
 from .tokenizer import MASK, SPECIAL_TOKENS, UNK, SpecialIds
 
 TOP_K, TOP_K_RANGE = 5, int_in(1)
 FILL_CHUNK, SCORE_CHUNK = 512, 64  # sentences that are read, and answered, at a time
-MAX_UNKNOWN = 1000  # unknown words that are remembered
 
 Check = Callable[[str, list[int]], None]  # refuses a text with these ids, or does nothing
 
@@ -122,7 +120,7 @@ class MaskFiller:
     ) -> Iterator[tuple[tuple[str, ...], tuple[Encoding, ...]]]:
         """Yield the texts and the encodings of at most `size` sentences at a time. One warning, at the end, names the
         words that the model does not know."""
-        with collect_unknown_words() as unknown:
+        with collect_unknown(UNK) as unknown:
             encoded = ((sentence.text, self.encode(sentence, unknown, check)) for sentence in sentences)
             for chunk in chunks(encoded, size, has_next):
                 yield tuple(zip(*chunk, strict=True))
@@ -143,10 +141,8 @@ class MaskFiller:
                 raise InputError(f"the sentence has {len(encoding)} tokens, the model takes {limit}; shorten it")
             if check:
                 check(sentence.text, encoding.ids)
-        if special.unk in encoding.ids and len(unknown) < MAX_UNKNOWN:
-            spans = zip(encoding.offsets, encoding.ids, strict=True)
-            words = [sentence.text[start:end] for (start, end), token in spans if token == special.unk]
-            unknown |= {word if len(word) < 40 else f"{word[:39]}…": None for word in words}
+        if special.unk in encoding.ids:
+            remember(find_unknown(sentence.text, encoding.ids, encoding.offsets, special.unk).values(), unknown)
         return encoding
 
     def check_masks(self, text: str, ids: list[int]) -> None:
@@ -206,16 +202,3 @@ def chunks(items: Iterable[Any], size: int, has_next: Callable[[], bool]) -> Ite
         raise
     if chunk:
         yield chunk
-
-
-@contextmanager
-def collect_unknown_words() -> Iterator[dict[str, None]]:
-    """Yield an ordered set for unknown words; when the block ends, in whatever way, warn of them in one line."""
-    unknown: dict[str, None] = {}
-    try:
-        yield unknown
-    finally:
-        if unknown:
-            at_least = "at least " if len(unknown) >= MAX_UNKNOWN else ""
-            more = f" and {at_least}{len(unknown) - 5} more" if len(unknown) > 5 else ""
-            warn(f"unknown to the model, which sees {UNK} for it: {', '.join(islice(unknown, 5))}{more}")

@@ -1,11 +1,9 @@
 """Generate for many prompts: their texts as checked token ids, prompts of like length in one batch, and, on a CPU,
 several batches side by side."""
 
-import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import islice
 
 import torch
 from tokenizers import Tokenizer
@@ -15,15 +13,14 @@ from torch.nn.utils.rnn import pad_sequence
 from decoding import Hypothesis, Pick, generate, top_candidates
 from transformer import Transformer
 
-from .common.errors import InputError, warn
+from .common.errors import InputError
 from .common.standard_input import always, take
+from .common.unknown_words import collect_unknown, find_unknown, remember
 from .tokenizer import UNK
 
 MAX_BATCHES = 4  # side by side: a part of each step is Python, which runs one thread at a time
 MIN_BLOCKWISE, MIN_BLOCKS = 2**17, 8  # numbers, and blocks for each of the k largest: else torch.topk is faster
 BLOCK = 64
-MAX_UNKNOWN = 1000  # words that are remembered
-LEADING_MARKS = re.compile(r"\s+|^\W+(?=\w)")  # what stands before a word belongs to its token
 
 
 def encode_prompts(
@@ -38,7 +35,7 @@ def encode_prompts(
     Words that the model does not know are added to `unknown`, an ordered set, or, without it, warned of.
     """
     if unknown is None:
-        with collect_unknown_words() as unknown:
+        with collect_unknown(UNK) as unknown:
             return encode_prompts(prompts, places, model, tokenizer, unknown)
     for prompt, place in zip(prompts, places, strict=True):
         try:
@@ -51,10 +48,8 @@ def encode_prompts(
             raise InputError(f"{place} is empty; give it a text")
         if len(encoding) > limit:
             raise InputError(f"{place} has {len(encoding)} tokens, the model takes {limit}; shorten it")
-        if unk in encoding.ids and len(unknown) < MAX_UNKNOWN:
-            spans = zip(encoding.offsets, encoding.ids, strict=True)
-            words = [LEADING_MARKS.sub("", prompt[start:end]) for (start, end), token in spans if token == unk]
-            unknown |= {word if len(word) < 40 else f"{word[:39]}…": None for word in words if word}
+        if unk in encoding.ids:
+            remember(find_unknown(prompt, encoding.ids, encoding.offsets, unk).values(), unknown)
         rows.append(encoding.ids)
     return rows
 
@@ -82,19 +77,6 @@ def encode_lines(
         empty = empty and not filled
     if empty:
         raise InputError(f"{name}: contains no text; write one prompt per line")
-
-
-@contextmanager
-def collect_unknown_words() -> Iterator[dict[str, None]]:
-    """Yield an ordered set for unknown words; when the block ends, in whatever way, warn of them in one line."""
-    unknown: dict[str, None] = {}
-    try:
-        yield unknown
-    finally:
-        if unknown:
-            at_least = "at least " if len(unknown) >= MAX_UNKNOWN else ""
-            more = f" and {at_least}{len(unknown) - 5} more" if len(unknown) > 5 else ""
-            warn(f"unknown to the model, which sees {UNK} for it: {', '.join(islice(unknown, 5))}{more}")
 
 
 def require_outputs(found: list[list[Hypothesis]]) -> list[list[Hypothesis]]:

@@ -4,6 +4,8 @@ import re
 
 from tokenizers import Tokenizer
 
+from .unknown_words import find_unknown
+
 # The vocabulary of byte pair encoding has a character for each byte (GPT-2): a visible one for itself, the others from
 # 256 on.
 VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -42,12 +44,9 @@ def show_tokens(tokenizer: Tokenizer, ids: list[int], text: str, unk_id: int | N
     shown = [show_token(tokenizer, token) for token in ids]
     encoding = tokenizer.encode(text) if unk_id in ids and isinstance(tokenizer, Tokenizer) else None
     if encoding and encoding.ids == ids:
-        seen = 0  # some tokenizers let a word begin at the sign before it
-        for i, (start, end) in enumerate(encoding.offsets):
-            word, seen = escape(text[max(start, seen) : end].strip()), max(seen, end)
-            if ids[i] == unk_id and word:
-                name = shown[i].rstrip("]>")
-                shown[i] = f"{name}: {word}{shown[i][len(name) :]}"
+        for i, word in find_unknown(text, ids, encoding.offsets, unk_id).items():
+            name = shown[i].rstrip("]>")
+            shown[i] = f"{name}: {escape(word)}{shown[i][len(name) :]}"
     return shown
 
 

@@ -10,11 +10,12 @@ from ..common.errors import InputError
 from ..common.page_data import are_candidates, are_texts, are_weights, is_number
 from ..common.progress import check_watched
 from ..common.token_text import show_token, show_tokens
+from ..common.unknown_words import collect_unknown
 from ..common.web_page import pack_weights
 from ..config import TrainConfig
-from ..filler import MaskFiller, Sentence, collect_unknown_words
+from ..filler import MaskFiller, Sentence
 from ..filling import hide_each, ids_without_token, likeliest, predict
-from ..tokenizer import SpecialIds
+from ..tokenizer import UNK, SpecialIds
 
 GUESSES, GUESS_BYTES = 5, 60  # for each word, and about so many bytes of JSON for each of them
 
@@ -67,7 +68,7 @@ def encode_watched(config: TrainConfig, model: MaskedLanguageModel, tokenizer: T
     nobody named it, not watched."""
     filler, found, n_maps = MaskFiller(model, tokenizer), {}, model.config.n_layers * model.config.n_heads
     try:
-        with collect_unknown_words() as unknown:
+        with collect_unknown(UNK) as unknown:
             for text in config.watched:
                 place = f"the watched text {text[:40]!r}"
                 found[text] = filler.encode(Sentence(text, place), unknown).ids

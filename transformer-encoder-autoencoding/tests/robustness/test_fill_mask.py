@@ -12,6 +12,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer
 
 from mlm import MaskFiller, filler
+from mlm.common import unknown_words
 from mlm.common.errors import InputError
 from mlm.tokenizer import MASK, SPECIAL_TOKENS
 
@@ -116,7 +117,7 @@ def test_unknown_words_of_the_whole_input_are_named_in_one_warning(fill, monkeyp
 
 def test_only_so_many_unknown_words_are_remembered(fill, monkeypatch):
     """The memory that they take does not grow with the input, nor with the length of a word."""
-    monkeypatch.setattr(filler, "MAX_UNKNOWN", 3)
+    monkeypatch.setattr(unknown_words, "MAX_REMEMBERED", 3)
     _, _, stderr = fill(stdin="\n".join(f"{'x' * 100 + str(i)} yak{i} {MASK}" for i in range(9)).encode())
     assert stderr.count("\n") == 1 and stderr.endswith(f"for it: {'x' * 39}…, yak0, yak1\n")
     assert len(stderr) < 200

@@ -4,7 +4,8 @@ What is where:
 
     command_line, errors, standard_input     flags, messages, the prompt on a terminal
     lines, files, token_store, batching      text, safe writing, token ids on disk, batches
-    subwords, tokenizer_json, token_text     tokenizers: learn, check, show
+    subwords, tokenizer_json                 tokenizers: learn, check
+    token_text, unknown_words                tokens, and words without one, as a person reads them
     coverage, tfidf                          what a vocabulary covers; the baseline's search
     budget, progress, checkpoint             how long a run is, how far it has come, how it goes on
     distributed, fast_cpu                    several processes; faster functions on a CPU

@@ -14,9 +14,10 @@ from ..common.errors import InputError
 from ..common.page_data import are_candidates, are_texts, are_weights
 from ..common.progress import check_watched
 from ..common.token_text import show_token, show_tokens
+from ..common.unknown_words import collect_unknown
 from ..common.web_page import pack_weights
 from ..config import TrainConfig
-from ..generation import collect_unknown_words, encode_prompts, require_outputs
+from ..generation import encode_prompts, require_outputs
 from ..tokenizer import UNK
 
 CANDIDATES, CANDIDATE_BYTES = 5, 45  # for each word, and about so many bytes of JSON for each of them
@@ -92,7 +93,7 @@ def encode_watched(config: TrainConfig, model: Transformer, tokenizer: Tokenizer
     sizes, texts = model.config, list(config.watched)
     target = min(MAX_WATCHED_OUTPUT, sizes.max_length)
     try:
-        with collect_unknown_words() as unknown:
+        with collect_unknown(UNK) as unknown:
             places = [f"the watched text {text[:40]!r}" for text in texts]
             found = dict(zip(texts, encode_prompts(texts, places, model, tokenizer, unknown), strict=True))
             if unknown and config.watch is None:
