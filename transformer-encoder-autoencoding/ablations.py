@@ -73,7 +73,9 @@ training sentences, none hidden, that the model names when asked what stands the
         "dropout",
         "batch_tokens",
         "learning_rate",
+        "warmup_steps",
     ),
+    defaults={"learning_rate": f"{LEARNING_RATE:g}"},
 )
 study.own = replace(
     study,
@@ -328,13 +330,14 @@ def experiment(job: Job, epoch_done: Callable[[], None]) -> dict:
     """Train and measure on one thread -> the fields of the job, the measures, and the curve."""
     torch.set_num_threads(1)  # models this small gain little from a second one
     own = bool(job.files)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         trainer = prepare(job, Path(folder))
         curve, stopped = learn(trainer, job.epochs, score_held_out if own else recall, epoch_done)
         measures = {}
         if not own:
             combinations = [test for test in trainer.data.held_out_clozes if test.cloze.kind == "combination"]
             measures = {"combinations": ask(trainer, combinations)[1], "visible": visible_words(trainer)}
+        del trainer  # and its memory maps: Windows removes no mapped file
     return {**vars(job), "stopped": stopped, **curve[-1], **measures, "curve": curve}
 
 

@@ -51,7 +51,7 @@ MEMORY_OF = "BENCHMARK_MEMORY_OF"  # the environment variable that names a conte
 def trainers(args: argparse.Namespace) -> Iterator[Callable[[str | None], Trainer]]:
     """Yield a function that makes a trainer, precision -> trainer; their files are removed in the end."""
     config, context = from_flags(TrainConfig, args), DistributedContext(pick_device(args.device))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows removes no mapped file
         yield lambda precision: build_trainer(replace(config, precision=precision, output=Path(folder)), context)
 
 

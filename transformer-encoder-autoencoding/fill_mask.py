@@ -148,7 +148,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.sentences:
         answer(Sentence(text, f"sentence {i}") for i, text in enumerate(args.sentences, start=1))
     elif sys.stdin.isatty():
-        for text in typed_lines(f"Type a sentence with {MASK}; an empty line ends."):
+        wanted = "to score" if args.score else f"with {MASK}"
+        for text in typed_lines(f"Type a sentence {wanted}; an empty line ends."):
             try:
                 answer([Sentence(text, "what you typed")])
             except InputError as error:

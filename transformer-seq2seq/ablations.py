@@ -85,6 +85,7 @@ in new ways, and for new active sentences. BLEU: of the outputs for all held-out
         "learning_rate",
         "warmup_steps",
     ),
+    defaults={"batch_tokens": str(BATCH_TOKENS)},
 )
 study.own = replace(
     study,
@@ -355,17 +356,12 @@ def experiment(job: Job, epoch_done: Callable[[], None]) -> dict:
     """Train and measure on one thread -> the fields of the job, the measures and the curve."""
     torch.set_num_threads(1)  # models this small gain little from a second one
     own = bool(job.files)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         trainer = prepare(job, Path(folder))
         curve, stopped = learn(trainer, job.epochs, on_curve(trainer, own), epoch_done)
         measures = (measure_own if own else measure)(trainer, stopped)
-        return {
-            **vars(job),
-            "stopped": stopped,
-            "train_loss": curve[-1]["train_loss"],
-            **measures,
-            "curve": curve,
-        }
+        del trainer  # and its memory maps: Windows removes no mapped file
+    return {**vars(job), "stopped": stopped, "train_loss": curve[-1]["train_loss"], **measures, "curve": curve}
 
 
 def main(argv: list[str] | None = None) -> None:

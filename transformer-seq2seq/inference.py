@@ -24,7 +24,7 @@ from seq2seq import Translator
 from seq2seq.common.command_line import Parser, add_flags, describe, from_flags, handle_signals, run_script
 from seq2seq.common.errors import InputError, one_line, plural, warn
 from seq2seq.common.files import atomic_write
-from seq2seq.common.lines import numbered_lines, open_text
+from seq2seq.common.lines import is_rereadable, numbered_lines, open_text
 from seq2seq.common.standard_input import typed_lines, watch
 from seq2seq.common.unknown_words import collect_unknown
 from seq2seq.config import GenerationConfig
@@ -209,7 +209,9 @@ def main(argv: list[str] | None = None) -> None:
     elif sys.stdin.isatty() and not (args.input or args.output or args.references):
         converse(session, args)
     else:
-        if stream.seekable():  # not a pipe: refuse a line that cannot be answered before any is answered
+        if sys.stdin.isatty() and not args.input:
+            print("Type prompts, one a line; Ctrl-D ends.", file=sys.stderr)
+        if is_rereadable(stream):  # not a pipe: refuse a line that cannot be answered before any is answered
             start = stream.tell()
             session.check_lines(numbered_lines(stream, name), name)
             stream.seek(start)

@@ -74,6 +74,7 @@ class Trainer:
     kept: dict[str, Tensor] | None = None  # the weights to keep so far
     watched: dict[str, list[int]] = field(default_factory=dict)  # texts and their ids
     saved: bool = False  # True if there is a checkpoint of this run
+    spares: bool = False  # True if there is one of an unfinished run, which an early interrupt must not replace
     interrupt: Interrupt | None = None
     interrupted: bool = False  # True if any process is
 
@@ -183,6 +184,8 @@ class Trainer:
         if budget.fraction(progress.step, progress.seconds) < 1:
             limits = {name: getattr(config, name) for name in ("epochs", "max_steps", "max_minutes", "precision")}
             progress.begin_part(**limits, device=context.device.type, processes=context.world_size)
+        else:
+            warn("this run has used up its budget already; to go on, give more --epochs, --max-steps or --max-minutes")
         self.adopt_status(*context.all_reduce(*self.local_status()))
         bar = tqdm(initial=progress.step, unit="step", dynamic_ncols=True, disable=None if context.is_main else True)
         bar.total = budget.max_steps if budget.max_steps < math.inf else None
@@ -200,7 +203,8 @@ class Trainer:
                         self.evaluate()
                         show_record(progress.curve[-1], bar)
                     self.adopt_status(*context.all_reduce(*self.local_status()))
-                if context.is_main and (due or self.interrupted or progress.seconds > saved + SAVE_SECONDS):
+                ends = self.interrupted and (self.saved or not self.spares)
+                if context.is_main and (due or ends or progress.seconds > saved + SAVE_SECONDS):
                     self.save()
                     saved = time.monotonic() - self.started
                 bar.update()
@@ -247,10 +251,13 @@ def build_trainer(config: TrainConfig, context: DistributedContext) -> Trainer:
     if model is None:
         torch.manual_seed(config.seed)
         model = Transformer(config.model_config(data.tokenizer.get_vocab_size(), data.tokenizer.token_to_id(PAD)))
-    if not last and checkpoint.is_unfinished(config.checkpoint, config.output / "metrics.json"):
+    spares = not last and checkpoint.is_unfinished(config.checkpoint, config.output / "metrics.json")
+    if spares:
         warn(f"{config.checkpoint}: overwriting the checkpoint of an unfinished run (use --resume to continue it)")
+    if config.init and config.init.resolve() == (config.output / "model").resolve():
+        warn(f"{config.init}: this model is replaced when the run ends; another --output keeps it")
     config = config.resolve(context.device, len(data.train.target.ids))
-    trainer = Trainer(config, context, data, model.to(context.device))
+    trainer = Trainer(config, context, data, model.to(context.device), spares=spares)
     trainer.watched = encode_watched(config, trainer.model, data.tokenizer)
     if last:
         trainer.restore(last)
@@ -284,6 +291,10 @@ def save_model(trainer: Trainer, directory: Path) -> None:
     """Write a model directory with the weights that were kept, and remove the figures of the model that was there."""
     if not trainer.progress.step:
         raise KeyboardInterrupt("interrupted before the first step; no model was written")
+    if trainer.interrupted and not trainer.saved:
+        raise KeyboardInterrupt(
+            f"interrupted before the first evaluation; {directory} is as it was, and so is the checkpoint beside it"
+        )
     if trainer.interrupted and not trainer.kept and directory.exists():
         raise KeyboardInterrupt(
             f"interrupted before the first evaluation; {directory} is as it was; continue with --resume"

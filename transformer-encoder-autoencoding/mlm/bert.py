@@ -15,10 +15,10 @@ from . import bert_tokenizer
 from .common import tokenizer_json
 from .common.command_line import Range, float_in, int_in
 from .common.errors import InputError, naming
-from .common.files import check_name
 from .common.model_directory import (
     Names,
     build,
+    check_is_model,
     check_supported,
     fuse,
     read_json,
@@ -217,11 +217,7 @@ def load(
     setting: the configuration field that names the directory; new_head: give the model a head that is not trained
     yet if it has none.
     """
-    check_name(directory)
-    if not (directory / "config.json").is_file():
-        raise InputError(
-            f"{directory}: no model here (no config.json); run train_mlm.py first, or name another directory", setting
-        )
+    check_is_model(directory, "train_mlm.py", setting)
     content = read_json(directory / "config.json")
     with naming(directory / "config.json"):
         config = read_config(content)

@@ -107,7 +107,9 @@ class TrainConfig:
             raise InputError(f"init and {given[0]} exclude each other: the directory has its own", given[0])
         d_model, n_heads = self.size("d_model"), self.size("n_heads")
         if d_model % n_heads:
-            raise InputError(f"d_model {d_model} is not a multiple of n_heads {n_heads}", "d_model")
+            nearest = n_heads * max(1, round(d_model / n_heads))
+            problem = f"d_model {d_model} is not a multiple of n_heads {n_heads}"
+            raise InputError(f"{problem}; take {nearest}, or another number of heads", "d_model")
         if self.tokenizer == "bpe" and self.vocab_size and self.vocab_size < 300:
             raise InputError(f"{self.vocab_size} subwords are too few for 256 bytes; give 300 or more", "vocab_size")
 

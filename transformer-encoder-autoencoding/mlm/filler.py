@@ -102,7 +102,8 @@ class MaskFiller:
 
     def score_each(self, sentences: Iterable[Sentence], has_next: Callable[[], bool] = always) -> Iterator[dict]:
         """Score a stream of sentences of any length, by the probability of each known token given the others; later
-        pieces of its own word are hidden too (filling.score). has_next: as for fill_each.
+        pieces of its own word are hidden too (filling.score). One that is too long for the model is cut. has_next: as
+        for fill_each.
 
             pseudo-perplexity = exp(-1/n sum_t log p(token_t | the tokens not hidden))      (Salazar et al. 2020)
 
@@ -126,27 +127,32 @@ class MaskFiller:
                 yield tuple(zip(*chunk, strict=True))
 
     def encode(self, sentence: Sentence, unknown: dict[str, None], check: Check | None = None) -> Encoding:
-        """Return the encoding of a sentence, and add the words that the model does not know to unknown."""
+        """Return the encoding of a sentence, and add the words that the model does not know to unknown. check: refuses
+        a sentence; None refuses one that is too long for the model."""
         with naming(sentence.place):
             try:
                 sentence.text.encode()
             except UnicodeEncodeError:  # this is how Python represents bytes of the command line that are not UTF-8
                 raise InputError("the sentence is not UTF-8 text; write it in UTF-8") from None
-            encoding, special, limit = self.tokenizer.encode(sentence.text), self.special, self.model.config.max_length
+            encoding, special = self.tokenizer.encode(sentence.text), self.special
             if typed := [token for token in SPECIAL_TOKENS if token != MASK and token in sentence.text]:
                 raise InputError(f"has {typed[0]}, which is a token of the model's own; leave it out")
             if set(encoding.ids) <= {special.cls, special.sep, special.pad}:
                 raise InputError("the sentence is empty; give one with words")
-            if len(encoding) > limit:
-                raise InputError(f"the sentence has {len(encoding)} tokens, the model takes {limit}; shorten it")
-            if check:
-                check(sentence.text, encoding.ids)
+            (check or self.check_length)(sentence.text, encoding.ids)
         if special.unk in encoding.ids:
             remember(find_unknown(sentence.text, encoding.ids, encoding.offsets, special.unk).values(), unknown)
         return encoding
 
+    def check_length(self, _: str, ids: list[int]) -> None:
+        """Refuse a sentence that is too long for the model."""
+        limit = self.model.config.max_length
+        if len(ids) > limit:
+            raise InputError(f"the sentence has {len(ids)} tokens, the model takes {limit}; shorten it")
+
     def check_masks(self, text: str, ids: list[int]) -> None:
         """Refuse a sentence that cannot be filled."""
+        self.check_length(text, ids)
         seen = ids.count(self.special.mask)
         if not seen:
             shown = text if len(text) < 80 else f"{text[:79]}…"

@@ -71,6 +71,15 @@ def hide_each(ids: list[int], special: SpecialIds, words: Sequence[int | None] =
     return queries
 
 
+def cut(sentence: Encoding, max_length: int) -> list[tuple[list[int], list[int | None]]]:
+    """Return the ids and words of a sentence or, if it has more than max_length tokens, of pieces of nearly equal
+    length, each between [CLS] and [SEP]."""
+    (cls, *ids, sep), (_, *words, _) = sentence.ids, sentence.word_ids
+    count = -(-len(ids) // (max_length - 2))
+    bounds = [len(ids) * i // count for i in range(count + 1)]
+    return [([cls, *ids[a:b], sep], [None, *words[a:b], None]) for a, b in pairwise(bounds)]
+
+
 def ids_without_token(tokenizer: Tokenizer, model: MaskedLanguageModel) -> list[int]:
     """Return the ids of a model that its tokenizer does not have: many vocabularies are padded to a round size."""
     return sorted(set(range(model.config.vocab_size)) - set(tokenizer.get_vocab().values()))
@@ -110,14 +119,19 @@ def score(
     sentences: Sequence[Encoding], model: MaskedLanguageModel, tokenizer: Tokenizer, device: torch.device
 ) -> list[list[dict]]:
     """Hide one token after the other, and measure how likely it was (Salazar et al. 2020, section 2). The later tokens
-    of its word are hidden too, as they give it away (Kauf and Ivanova 2023, "PLL-word-l2r").
+    of its word are hidden too, as they give it away (Kauf and Ivanova 2023, "PLL-word-l2r"). A sentence that is too
+    long for the model is read in pieces.
 
     Return for each sentence, and each token in it but [CLS] and [SEP], {"token": str, "surprisal": -log p(token | all
     that is not hidden) in nats}; of an unknown word, [UNK], the surprisal is None: it was never a label in training.
     """
     special = SpecialIds.of(tokenizer)
-    hidden = [(i, query) for i, one in enumerate(sentences) for query in hide_each(one.ids, special, one.word_ids)]
-    targets = [sentences[i].ids[query.positions[0]] for i, query in hidden]
+    hidden, targets = [], []
+    for i, sentence in enumerate(sentences):
+        for ids, words in cut(sentence, model.config.max_length):
+            queries = hide_each(ids, special, words)
+            hidden += [(i, query) for query in queries]
+            targets += [ids[query.positions[0]] for query in queries]
     known = [i for i, token in enumerate(targets) if token != special.unk]
     surprisals: list[float | None] = [None] * len(hidden)
     for q, log_probs in predict([hidden[i][1] for i in known], model, special, device):

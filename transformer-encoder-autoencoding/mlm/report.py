@@ -64,7 +64,8 @@ def compare(model: MaskedLanguageModel, data: Data, figures: dict[str, Any], pat
     write_text(path, json.dumps(metrics, indent=2) + "\n")
     table = [f"{label:44}{ours:>12}{baselines:>18}".rstrip() for label, ours, baselines in rows]
     # printed last, as whoever reads it may have left
-    print("\n".join([f"\n{'':44}{'Transformer':>12}{'nearest sentence':>18}", *table, *examples]))
+    head = f"\n{'':44}{'Transformer':>12}{'nearest sentence' if recall or held_out else '':>18}".rstrip(" ")
+    print("\n".join([head, *table, *examples]))
 
 
 def show_examples(clozes: Sequence[EncodedCloze], answers: Answers) -> list[str]:

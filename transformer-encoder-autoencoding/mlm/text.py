@@ -90,7 +90,8 @@ class TextSource:
                 kept = True
                 yield sentence
         if not kept:
-            raise InputError("all training sentences are held out; nothing is left to train on", "held_out")
+            problem = "all training sentences are held out; nothing is left to train on"
+            raise InputError(f"{problem}; name another file, or none", "held_out")
 
     def __iter__(self) -> Iterator[str]:
         return self.read("reading")

@@ -5,7 +5,6 @@ import importlib
 import importlib.util
 import io
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -93,6 +92,8 @@ def run_process(
     resource limits, such as RLIMIT_FSIZE, and their values."""
 
     def limit() -> None:
+        import resource  # Windows has none
+
         for name, most in dict(limits).items():
             resource.setrlimit(getattr(resource, name), (most, most))
 

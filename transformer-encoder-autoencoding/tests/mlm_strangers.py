@@ -4,7 +4,6 @@ take."""
 import json
 import os
 import pickle
-import resource
 import struct
 import sys
 from collections.abc import Callable, Iterator
@@ -25,6 +24,8 @@ def little_memory() -> Iterator[None]:
     if sys.platform != "linux":
         yield
         return
+    import resource
+
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**30, before[1]))

@@ -112,7 +112,9 @@ class TrainConfig:
             raise InputError(f"init and {given[0]} exclude each other: the directory has its own", given[0])
         d_model, n_heads = self.size("d_model"), self.size("n_heads")
         if d_model % n_heads:
-            raise InputError(f"d_model {d_model} is not a multiple of n_heads {n_heads}", "d_model")
+            nearest = n_heads * max(1, round(d_model / n_heads))
+            problem = f"d_model {d_model} is not a multiple of n_heads {n_heads}"
+            raise InputError(f"{problem}; take {nearest}, or another number of heads", "d_model")
         if self.tokenizer == "bpe" and self.vocab_size and self.vocab_size < 300:
             raise InputError(f"{self.vocab_size} subwords are too few for 256 bytes; give 300 or more", "vocab_size")
 
@@ -179,7 +181,7 @@ class GenerationConfig:
         type=float_in(-10, 10),
         metavar="A",
     )
-    n_best: int = flag(1, "the number of outputs for each prompt", type=int_in(1, 1000))
+    n_best: int = flag(1, "the most outputs for each prompt; equal texts are one", type=int_in(1, 1000))
     sample: bool = flag(False, "draw the tokens at random instead")
     temperature: float = flag(
         1.0, "the divisor of the logits: above 1 flatter, below 1 sharper", type=float_in(1e-3, 1e3)

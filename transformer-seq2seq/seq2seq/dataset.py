@@ -271,5 +271,6 @@ def warn_of_pairs(config: TrainConfig, metadata: Metadata, n_train: int, n_held_
     if too_long or n_held_out_too_long:
         warn(
             f"left out {too_long} training and {n_held_out_too_long} held-out pairs of more than "
-            f"{config.max_length} tokens on a side; a larger max_length keeps them"
+            f"{config.max_length} tokens on a side; a larger limit keeps them",
+            "max_length",
         )

@@ -16,10 +16,10 @@ from transformer import ACTIVATIONS, Transformer, TransformerConfig
 from .common import tokenizer_json
 from .common.command_line import Range, float_in, int_in
 from .common.errors import InputError, naming, warn
-from .common.files import check_name
 from .common.model_directory import (
     Names,
     build,
+    check_is_model,
     check_supported,
     fuse,
     read_json,
@@ -231,11 +231,7 @@ def load(
 ) -> tuple[Transformer, Tokenizer | MarianTokenizer]:
     """Read a model directory, one of ours or any MarianMT -> the model, in evaluation mode, and its tokenizer.
     setting: the configuration field that names the directory."""
-    check_name(directory)
-    if not (directory / "config.json").is_file():
-        raise InputError(
-            f"{directory}: no model here (no config.json); run train.py first, or name another directory", setting
-        )
+    check_is_model(directory, "train.py", setting)
     config = read_config(directory / "config.json")
     tokenizer = read_tokenizer(directory, config)
     model, _ = build(

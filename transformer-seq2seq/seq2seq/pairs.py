@@ -262,7 +262,8 @@ class PairSource:
                 kept = True
                 yield pair
         if not kept:
-            raise InputError("all sources of the training pairs are held out; nothing is left to train on", "held_out")
+            problem = "all sources of the training pairs are held out; nothing is left to train on"
+            raise InputError(f"{problem}; name another file, or none", "held_out")
 
     def __iter__(self) -> Iterator[Pair]:
         return self.read("reading")

@@ -83,8 +83,11 @@ class Session:
     def warn_of_cuts(self, count: int) -> None:
         """Warn of outputs that did not come to their end."""
         if count:
-            remedy = "all the model has" if self.max_length == self.model.config.max_length else "raise max_length"
-            warn(f"{plural(count, 'output')} cut at {self.max_length} tokens ({remedy})")
+            cut = f"{plural(count, 'output')} cut at {plural(self.max_length, 'token')}"
+            if self.max_length == self.model.config.max_length:
+                warn(f"{cut}, all the model has")
+            else:
+                warn(f"{cut}; a larger limit gives more", "max_length")
 
     def check_lines(self, lines: Iterator[tuple[int, str]], name: str) -> None:
         """Refuse a stream with a line that cannot be answered."""

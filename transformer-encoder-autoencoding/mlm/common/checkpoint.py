@@ -10,6 +10,7 @@ from zipfile import ZipFile
 import torch
 
 from .errors import InputError, warn
+from .files import replace
 from .progress import Progress
 
 
@@ -38,8 +39,8 @@ def save(path: Path, state: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         if path.exists():
-            os.replace(path, previous(path))
-        os.replace(part, path)
+            replace(path, previous(path))
+        replace(part, path)
     except OSError as error:
         error.filename = str(path)
         raise
@@ -75,6 +76,13 @@ def load(path: Path) -> dict[str, Any]:
     raise InputError(f"{damage[0]}; run without --resume")
 
 
+OTHERS = {  # settings of a run that stand for something that the user gave
+    "files": "other training text",
+    "held_out": "other held-out text, or another way to hold some out",
+    "vocabulary": "another tokenizer or vocabulary size, or another model to start from",
+}
+
+
 def abbreviate_hashes(value: Any) -> str:
     """Return a value as text for a message, each SHA-256 cut to its first digits."""
     return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1…", str(value))
@@ -85,8 +93,10 @@ def check_run(path: Path, state: dict[str, Any], run_config: dict[str, Any]) -> 
     this one; name the first difference."""
     for name, value in run_config.items():
         if (saved := state["run_config"].get(name)) != value:
+            difference = f"{name} {abbreviate_hashes(saved)}, not {abbreviate_hashes(value)}"
+            if name in OTHERS:
+                difference = f"{OTHERS[name]} ({difference})"
             raise InputError(
-                f"{path}: belongs to a run with {name} {abbreviate_hashes(saved)}, not {abbreviate_hashes(value)}; "
-                "give the same, or start a new run in another folder",
+                f"{path}: belongs to a run with {difference}; give the same, or start a new run in another folder",
                 "output",
             )

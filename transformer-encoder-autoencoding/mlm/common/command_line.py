@@ -9,19 +9,19 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError, launched_by_torchrun, one_line
+from .errors import InputError, flag_name, launched_by_torchrun, one_line
 
 REMEDIES = {  # for errors of the operating system
     errno.EACCES: "; change its permissions, or name another",
     errno.ENOSPC: "; free some space on the disk, or write elsewhere",
     errno.ENOTDIR: "; a part of that path is a file, name another",
-    errno.EROFS: "; the file system is read-only, name another place",
+    errno.EROFS: "; name another place",
 }
 
 
@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str | None, **options):
         super().__init__(description=description, formatter_class=HelpFormatter, **options)
-        self.register("type", Path, lambda text: Path(os.path.expanduser(text)))  # noqa: PTH111 (raises nothing)
+        self.register("type", Path, parse_path)
 
     def parse_args(self, args: list[str] | None = None, namespace: argparse.Namespace | None = None):
         """Parse the command line."""
@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
             "--device",
             choices=["auto", "cpu", "cuda", "mps"],
             default=default,
-            help="where to compute; auto takes the fastest device there is",
+            help="where to compute; auto takes a CUDA GPU if there is one",
         )
 
     def error(self, message: str):
@@ -64,6 +64,13 @@ class Parser(argparse.ArgumentParser):
         elif message.startswith("unrecognized arguments: "):
             hint += "; put a text of several words in quotes"
         self.exit(2, f"{self.prog}: {one_line(message)} ({hint})\n")
+
+
+def parse_path(text: str) -> Path:
+    """Parse a path; ~ is the home folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("needs a path, not ''")
+    return Path(os.path.expanduser(text))  # noqa: PTH111 (raises nothing)
 
 
 @dataclass(frozen=True)
@@ -110,19 +117,20 @@ def flag(default: Any, help: str, **options: Any) -> Any:
     return field(default=default, metadata={"help": help, **options})
 
 
-def flag_name(name: str) -> str:
-    """Return the flag of a configuration field: "d_model" -> "--d-model"."""
-    return f"--{name.replace('_', '-')}"
-
-
-def add_flags(parser: argparse.ArgumentParser, config: type, omit: Collection[str] = ()) -> None:
-    """Add a flag for every field of a configuration that was declared with `flag`, but for those to omit."""
+def add_flags(
+    parser: argparse.ArgumentParser, config: type, omit: Collection[str] = (), defaults: Mapping[str, str] | None = None
+) -> None:
+    """Add a flag for every field of a configuration that was declared with `flag`, but for those to omit. defaults:
+    what the help says in place of a field's own default."""
     for one in fields(config):
         if one.metadata and one.name not in omit:
             options = {"action": "store_true"} if one.default is False else {"default": one.default}
             if one.metadata.get("nargs"):  # given twice, the flag adds
                 options["action"] = "extend"
-            parser.add_argument(flag_name(one.name), dest=one.name, **options, **one.metadata)
+            options |= one.metadata
+            if defaults and one.name in defaults:
+                options["help"] = re.sub(r"\(default: .*\)", f"(default: {defaults[one.name]})", options["help"])
+            parser.add_argument(flag_name(one.name), dest=one.name, **options)
 
 
 def from_flags(config: type, args: argparse.Namespace) -> Any:
@@ -148,12 +156,13 @@ def check_fields(config: Any) -> None:
 
 
 def pick_device(name: str):
-    """Return the torch.device of this kind: "cpu", "cuda" or "mps"; "auto" is the fastest there is."""
+    """Return the torch.device of this kind: "cpu", "cuda" or "mps". "auto" is "cuda" if there is one, else "cpu": the
+    kernels of "mps" are slow to begin with for every new shape, and batches of text have many."""
     import torch
 
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = next(kind for kind in there if there[kind])
+        name = "cuda" if there["cuda"] else "cpu"
     if name not in there:
         raise InputError(f"device {name!r}: take one of auto, {', '.join(there)}", "device")
     if not there[name]:

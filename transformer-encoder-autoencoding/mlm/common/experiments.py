@@ -69,7 +69,7 @@ class Study:
     measures: key of a result -> head of its column, format of its numbers. above, below: what the pictures
     show, (key of the curves' points, label); what is below is a share. remark: text to add to an ablation's
     line in the table's notes, from one of its results. own: how runs with a text of one's own are measured; config:
-    the training script's settings, of which own_flags can be given then.
+    the training script's settings, of which own_flags can be given; defaults: of those, where they are others here.
     """
 
     epochs: int
@@ -84,6 +84,7 @@ class Study:
     own: "Study | None" = None
     config: type | None = None
     own_flags: tuple[str, ...] = ()
+    defaults: dict[str, str] = field(default_factory=dict)
 
     def exchange(self, prediction: str) -> Callable:
         """Make an exchange of the function below, which runs only if it is named: its docstring is what it puts in."""
@@ -110,7 +111,8 @@ class Study:
         add("--resume", action="store_true", help="keep the finished runs in --output, and do the others")
         add("--output", type=Path, default=self.output, metavar="DIR", help="where to write")
         if self.config:
-            add_flags(parser, self.config, omit={one.name for one in fields(self.config)} - {*self.own_flags})
+            others = {one.name for one in fields(self.config)} - {*self.own_flags}
+            add_flags(parser, self.config, others, self.defaults)
         parser.add_device(default="cpu")  # a process for each thread would crowd a GPU
         args = parser.parse_args(argv)
         args.flags, args.files = [], []

@@ -5,6 +5,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -57,7 +58,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         yield part
         if path.exists():
             shutil.copymode(path, part)
-        os.replace(part, path)
+        replace(part, path)
     except OSError as error:
         if error.filename in (None, str(part)):
             error.filename = str(path)
@@ -65,6 +66,16 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink()
+
+
+def replace(source: Path, target: Path) -> None:
+    """Move a file or a folder to its place. On Windows a virus scanner may hold what is new for a moment."""
+    for seconds in (0.1, 0.5, 2) if os.name == "nt" else ():
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            time.sleep(seconds)
+    return os.replace(source, target)
 
 
 def refuse_lfs_pointer(path: Path) -> None:

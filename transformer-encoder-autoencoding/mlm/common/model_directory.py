@@ -2,7 +2,6 @@
 all. Nothing is unpickled, and no code from a directory is run."""
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterable
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .errors import InputError, naming
-from .files import fsync_files, refuse_lfs_pointer
+from .files import check_name, fsync_files, refuse_lfs_pointer, replace
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 MODEL_FILES = (  # of whatever model, which may say something else than the one that is written over it
@@ -44,10 +43,21 @@ def read_json(path: Path) -> dict[str, Any]:
 def check_supported(content: dict[str, Any], model_type: str, required: dict[str, Any]) -> None:
     """Refuse a config.json of another type of model, or with another value where one is required."""
     if content.get("model_type") != model_type:
-        raise InputError(f"model_type is {content.get('model_type')!r}; supported is {model_type!r}")
+        found = content.get("model_type")
+        raise InputError(f"model_type is {found!r}; supported is {model_type!r}, so name the directory of such a model")
     for field, supported in required.items():
         if content.get(field, supported) != supported:
             raise InputError(f"{field} is {content[field]!r}; supported is {supported!r}")
+
+
+def check_is_model(directory: Path, script: str, setting: str) -> None:
+    """Refuse a directory without a model. script: which makes one; setting: the field that names the directory."""
+    check_name(directory)
+    if not (directory / "config.json").is_file():
+        remedy = f"run {script} first, or name another directory"
+        if (directory / "model" / "config.json").is_file():
+            remedy = f"there is one in {directory / 'model'}"
+        raise InputError(f"{directory}: no model here (no config.json); {remedy}", setting)
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -224,7 +234,7 @@ def write_directory(
         for name in ("config.json", *(old - written if is_model else ())):
             (directory / name).unlink(missing_ok=True)
         for name in (*(written - {"config.json"}), "config.json"):
-            os.replace(folder / name, directory / name)
+            replace(folder / name, directory / name)
 
 
 def summarize(items: list[str]) -> str:

@@ -37,4 +37,4 @@ def collect_unknown(token: str) -> Iterator[dict[str, None]]:
         if unknown:
             at_least = "at least " if len(unknown) >= MAX_REMEMBERED else ""
             more = f" and {at_least}{len(unknown) - MAX_NAMED} more" if len(unknown) > MAX_NAMED else ""
-            warn(f"unknown to the model, which sees {token} for it: {', '.join(islice(unknown, MAX_NAMED))}{more}")
+            warn(f"unknown to the model, which sees {token} instead: {', '.join(islice(unknown, MAX_NAMED))}{more}")

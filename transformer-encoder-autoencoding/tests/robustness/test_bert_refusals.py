@@ -114,20 +114,20 @@ def test_a_save_that_is_cut_short_leaves_no_mixture_of_two_models(
 ):
     """As by a kill: so many files are moved in, and no more."""
     (directory / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model.safetensors"}}')
-    left, replace = iter(range(moves)), model_directory.os.replace
+    left, replace = iter(range(moves)), model_directory.replace
 
     def cut_short(*paths):
         if next(left, None) is None:
             raise KeyboardInterrupt
         replace(*paths)
 
-    monkeypatch.setattr(model_directory.os, "replace", cut_short)
+    monkeypatch.setattr(model_directory, "replace", cut_short)
     other = make_model(tiny.config.vocab_size, seed=1)  # of the same shapes
     with pytest.raises(KeyboardInterrupt):
         bert.save(directory, other, tokenizer)
     with pytest.raises(InputError, match="no model here"):
         bert.load(directory, CPU)
-    monkeypatch.setattr(model_directory.os, "replace", replace)
+    monkeypatch.setattr(model_directory, "replace", replace)
     bert.save(directory, other, tokenizer)
     loaded, _ = bert.load(directory, CPU)
     assert all(map(torch.equal, loaded.state_dict().values(), other.state_dict().values()))

@@ -314,7 +314,7 @@ def test_a_text_that_is_not_the_resumed_runs_leaves_its_tokens(prepare, files, t
     trainer.save()
     before = contents(tmp_path / "out")
     files[0].write_text("another sentence\nand one more\n")
-    with pytest.raises(InputError, match="belongs to a run with files"):
+    with pytest.raises(InputError, match="belongs to a run with other training text \\(files"):
         prepare("--resume")
     assert contents(tmp_path / "out") == before
 

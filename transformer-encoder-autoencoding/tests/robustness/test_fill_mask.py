@@ -32,6 +32,22 @@ def fill(script, trained):
 # ---- the script
 
 
+def test_a_text_too_long_for_the_model_is_scored_in_pieces(fill, loaded):
+    """As it is cut in training: every piece is read as a sentence, and no word is left out."""
+    room = loaded.model.config.max_length - 2
+    words = ["the cat chases the small mouse", "our doctor drives a blue car"] * room
+    words = " ".join(words).split()[: 3 * room - 1]
+    size = len(words) / 3
+    pieces = [" ".join(words[int(i * size) : int((i + 1) * size)]) for i in range(3)]
+    apart = [token for piece in pieces for token in loaded.score(piece)["tokens"]]
+    whole = loaded.score(" ".join(words))["tokens"]
+    assert [token["token"] for token in whole] == words
+    surprisals = [[token["surprisal"] for token in tokens] for tokens in (whole, apart)]
+    assert surprisals[0] == pytest.approx(surprisals[1], abs=1e-4)
+    status, out, stderr = fill("--score", "--json", stdin=f"the cat\n{' '.join(words)}\nthe dog\n".encode())
+    assert (status, stderr, out.count("\n")) == (0, "", 3)
+
+
 def test_json_has_the_promised_fields_and_the_answers_of_mask_filler(fill, loaded):
     """An object a line: for filled sentences the input, the sentence with the likeliest words, and the candidates."""
     sentences = [f"our {MASK} drives a {MASK} car", f"the {MASK}"]
@@ -109,23 +125,21 @@ def test_unknown_words_of_the_whole_input_are_named_in_one_warning(fill, monkeyp
     words = ["gnu", "zebra", "gnu", *(f"yak{i}" for i in range(60))]
     status, out, stderr = fill("--json", stdin="\n".join(f"the {word} {MASK}" for word in words).encode())
     assert status == 0 and len(out.splitlines()) == len(words)
-    sees = (
-        "fill_mask.py: warning: unknown to the model, which sees [UNK] for it: gnu, zebra, yak0, yak1, yak2 and 57 more"
-    )
-    assert stderr.splitlines() == [sees]
+    sees = "unknown to the model, which sees [UNK] instead: gnu, zebra, yak0, yak1, yak2 and 57 more"
+    assert stderr.splitlines() == [f"fill_mask.py: warning: {sees}"]
 
 
 def test_only_so_many_unknown_words_are_remembered(fill, monkeypatch):
     """The memory that they take does not grow with the input, nor with the length of a word."""
     monkeypatch.setattr(unknown_words, "MAX_REMEMBERED", 3)
     _, _, stderr = fill(stdin="\n".join(f"{'x' * 100 + str(i)} yak{i} {MASK}" for i in range(9)).encode())
-    assert stderr.count("\n") == 1 and stderr.endswith(f"for it: {'x' * 39}…, yak0, yak1\n")
+    assert stderr.count("\n") == 1 and stderr.endswith(f"instead: {'x' * 39}…, yak0, yak1\n")
     assert len(stderr) < 200
 
 
 def test_an_unknown_word_is_shown_as_it_was_given(fill):
     status, out, stderr = fill("the zebra [MASK] the zebra gnu")
-    assert status == 0 and "for it: zebra, gnu" in stderr
+    assert status == 0 and "instead: zebra, gnu" in stderr
     assert out.startswith("the zebra ") and out.splitlines()[0].endswith(" the zebra gnu")
 
 
@@ -137,6 +151,7 @@ def test_at_a_prompt_a_mistake_is_shown_and_the_next_line_is_read(fill, monkeypa
     hint, mistake, unknown = stderr.splitlines()
     assert "an empty line ends" in hint and "no [MASK] in 'the cat'" in mistake and unknown.endswith("zebra")
     assert out.splitlines()[2] == "the cat chases the small mouse"
+    assert MASK in hint and MASK not in fill("--score", terminal=True, stdin=b"")[2]
 
 
 @pytest.mark.parametrize("token", sorted({*SPECIAL_TOKENS} - {MASK}))

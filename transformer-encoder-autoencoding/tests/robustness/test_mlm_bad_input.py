@@ -105,7 +105,10 @@ REFUSED = [  # the command line, what the line on stderr must say
     ),
     # flags of training (their ranges are below), and what they name
     ("train_mlm.py --corpus", "--corpus: expected at least one argument"),
-    ("train_mlm.py --d-model 30 --n-heads 4", "d_model 30 is not a multiple of n_heads 4 (--d-model)"),
+    (
+        "train_mlm.py --d-model 30 --n-heads 4",
+        "d_model 30 is not a multiple of n_heads 4; take 32, or another number of heads (--d-model)",
+    ),
     (f"train_mlm.py --epochs {'9' * 5000}", "--epochs: needs a whole number"),
     ("train_mlm.py --epochs '1\n2'", "not '1\\n2'"),
     ("train_mlm.py --tokenizer bpe --vocab-size 299", "299 subwords are too few for 256 bytes; give 300 or more"),
@@ -194,12 +197,12 @@ WORKING = [  # the command line, what stdout or a file in out/ must hold, the li
     ("fill_mask.py --model doubled 'the [MASK]'", "the ", []),
     ("fill_mask.py --model good --top-k 2147483647 'the [MASK]'", "the ", []),
     ("fill_mask.py --model good 'un[MASK]able [MASK][MASK]'", "un", ["un, able"]),
-    ("fill_mask.py --model good 'zebra gnu [MASK]'", "zebra gnu ", ["sees [UNK] for it: zebra, gnu"]),
-    (f"fill_mask.py --model good '{'x' * 100_000} [MASK]'", "x" * 100, ["for it: " + "x" * 39 + "…"]),
-    ("fill_mask.py --model good -- '-[MASK]'", "-", ["for it: -"]),
+    ("fill_mask.py --model good 'zebra gnu [MASK]'", "zebra gnu ", ["sees [UNK] instead: zebra, gnu"]),
+    (f"fill_mask.py --model good '{'x' * 100_000} [MASK]'", "x" * 100, ["instead: " + "x" * 39 + "…"]),
+    ("fill_mask.py --model good -- '-[MASK]'", "-", ["instead: -"]),
     ("fill_mask.py --model good 'a\x1b[31m\x07 [MASK]'", "a", ["unknown to the model"]),
     ("fill_mask.py --model good 'שלום café 👩‍👩‍👧 [MASK]'", "שלום café", ["unknown to the model"]),
-    ("fill_mask.py --model good --json < masked.txt", '"input": "a zebra [MASK]"', ["for it: sat, zebra"]),
+    ("fill_mask.py --model good --json < masked.txt", '"input": "a zebra [MASK]"', ["instead: sat, zebra"]),
     ("visualize_attention.py --model good '😀 日本 $x$ \x07'", "heads.png", ["unknown", "no font has"]),
     ("visualize_attention.py --model good --output caf\udce9 cat", "attention_heads.png", []),
 ]

@@ -131,7 +131,10 @@ def test_every_contestant_of_a_device_has_a_name():
         ("race --epochs 5", "--epochs"),
         ("race --output elsewhere --resume", "--resume"),
         ("race --their-learning-rates 100", "--their-learning-rates"),
-        ("training --d-model 30 --n-heads 4", "d_model 30 is not a multiple of n_heads 4 (--d-model)"),
+        (
+            "training --d-model 30 --n-heads 4",
+            "d_model 30 is not a multiple of n_heads 4; take 32, or another number of heads (--d-model)",
+        ),
         ("", "COMMAND"),
     ],
 )

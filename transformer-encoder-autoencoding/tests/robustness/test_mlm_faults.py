@@ -274,6 +274,23 @@ def test_an_interrupt_before_the_first_evaluation_leaves_the_model_of_before(fla
     assert (tmp_path / "other" / "model" / "model.safetensors").is_file()
 
 
+def test_an_early_interrupt_spares_the_checkpoint_of_an_unfinished_run(flags, tmp_path, script, monkeypatch):
+    """Who has forgotten --resume, sees the warning and presses Ctrl-C, has lost nothing."""
+    out = tmp_path / "out"
+    monkeypatch.setattr(train_mlm, "Interrupt", lambda: AfterSteps(EVERY + 2))
+    assert script("train_mlm", *flags(out))[0] == 130
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    monkeypatch.setattr(train_mlm, "Interrupt", lambda: AfterSteps(2))
+    status, _, err = script("train_mlm", *flags(out), "--seed", 1)
+    warning, *_, last = err.splitlines()
+    assert status == 130 and "overwriting the checkpoint of an unfinished run" in warning
+    assert last.endswith(f"{out / 'model'} is as it was, and so is the checkpoint beside it")
+    after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.parent.name != "tokens"}
+    assert after == {path: content for path, content in before.items() if path in after}
+    assert {path.name for path in after} >= {"checkpoint.pt", "metrics.jsonl", "config.json"}
+    assert script("train_mlm", *flags(out), "--resume")[0] == 130  # after two more steps
+
+
 def test_an_interrupt_of_the_report_leaves_no_figures_of_another_model(flags, tmp_path, script, monkeypatch):
     out = tmp_path / "out"
     assert script("train_mlm", *flags(out))[0] == 0

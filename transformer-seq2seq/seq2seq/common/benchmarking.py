@@ -34,8 +34,8 @@ def take_turns(
         for name, turn in contestants.items():
             started = time.perf_counter()
             answers[name] = turn()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            if torch.accelerator.is_available():
+                torch.accelerator.synchronize()
             seconds = time.perf_counter() - started
             if round_ >= 0:
                 rates[name].append(count(answers[name]) / seconds)
@@ -60,7 +60,7 @@ def peak_memory_of(name: str, variable: str) -> float:
     """Run this very command again with the environment variable set to a contestant's name, for which it
     prints the peak memory of that contestant alone."""
     done = subprocess.run(
-        [sys.executable, *sys.argv], capture_output=True, text=True, env=os.environ | {variable: name}
+        [sys.executable, *sys.argv], capture_output=True, encoding="utf-8", env=os.environ | {variable: name}
     )
     if done.returncode:
         raise InputError(f"{name}: its process ended early: {done.stderr.strip() or 'killed'}")

@@ -44,14 +44,21 @@ def plural(n: int, name: str) -> str:
     return f"{n:,} {name}{'' if n == 1 else 's'}"
 
 
+def flag_name(name: str) -> str:
+    """Return the flag of a configuration field: "d_model" -> "--d-model"."""
+    return f"--{name.replace('_', '-')}"
+
+
 def launched_by_torchrun() -> bool:
     """Return True if torchrun has started this process as one of several."""
     return {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
 
 
-def warn(message: str) -> None:
-    """Print one line on stderr about something odd that was dealt with; of several processes rank 0 does."""
+def warn(message: str, setting: str | None = None) -> None:
+    """Print one line on stderr about something odd that was dealt with; of several processes rank 0 does. setting: as
+    of InputError."""
     if launched_by_torchrun() and os.environ["RANK"] != "0":
         return
+    message = f"{message} ({flag_name(setting)})" if setting else message
     with suppress(OSError):  # a warning that nobody can read stops nothing
         print(f"{Path(sys.argv[0]).name}: warning: {one_line(message)}", file=sys.stderr)

@@ -3,7 +3,9 @@
 import csv
 import hashlib
 import importlib
+import os
 import re
+import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,10 +30,18 @@ JSON = re.compile(r"""\{\s*"|\[\s*[\[{"]|[\[{]$""")
 XML = re.compile(r"<(\?xml|!doctype|html|mediawiki|doc)\b", re.IGNORECASE)
 
 
+def is_rereadable(stream: BinaryIO) -> bool:
+    """Return True if a stream can be read again. On Windows even a pipe says that it is seekable."""
+    try:
+        return stream.seekable() and not stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode)
+    except OSError:  # not a stream of the operating system
+        return stream.seekable()
+
+
 def unpacked(stream: BinaryIO, name: str) -> BinaryIO:
     """Return a stream of what a binary stream holds in compressed form, or the stream itself if it is not
     compressed. name: the stream in messages."""
-    if stream.seekable():
+    if is_rereadable(stream):
         position = stream.tell()
         start = stream.read(10)
         stream.seek(position)

@@ -3,6 +3,7 @@ readers too; "cividis" is even in lightness."""
 
 import math
 import os
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -174,7 +175,7 @@ def find_fonts(text: str) -> list[str]:
     regular = {
         font.name: font
         for font in font_manager.fontManager.ttflist
-        if font.style == "normal" and font.weight == 400 and "Last Resort" not in font.name  # that one draws boxes
+        if (font.style, font.weight) == ("normal", 400) and not re.search("Last ?Resort", font.name)  # it draws boxes
     }
     fonts, missing = [FONT], set(text) - letters(regular[FONT])
     for name in sorted(regular):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
-from .files import fingerprint, fsync_files
+from .files import fingerprint, fsync_files, replace
 
 COLUMNS = {"ids": None, "lengths": np.int32, "offsets": np.int64}  # files, and the types of their numbers
 
@@ -149,7 +149,7 @@ class TokenStore:
             (part / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
             fsync_files(part)
             shutil.rmtree(self.folder, ignore_errors=True)
-            os.replace(part, self.folder)
+            replace(part, self.folder)
         except BaseException as error:
             if isinstance(error, OSError) and not error.filename:  # for example a full disk
                 error.filename = str(self.folder)

@@ -8,11 +8,16 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from seq2seq.common.command_line import Interrupt, Parser, add_flags, flag, from_flags, int_in
+import ablations
+from seq2seq.common import files
+from seq2seq.common.command_line import Interrupt, Parser, add_flags, flag, from_flags, int_in, pick_device
 from seq2seq.common.experiments import Study
+from seq2seq.common.lines import is_rereadable
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals and pipes")
 
@@ -50,6 +55,47 @@ def test_a_repeated_flag_adds_and_a_tilde_is_the_home_folder(line, monkeypatch):
     parser = Parser(None)
     add_flags(parser, Files)
     assert from_flags(Files, parser.parse_args(line.split())).pairs == (Path("/home/somebody/a"), Path("b"))
+
+
+@pytest.mark.parametrize(("cuda", "kind"), [(True, "cuda"), (False, "cpu")])
+def test_auto_takes_cuda_or_the_cpu(cuda, kind, monkeypatch):
+    """Even where there is an Apple GPU, whose kernels are compiled anew for every shape of a batch."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert pick_device("auto").type == kind
+    assert pick_device("mps").type == "mps"
+
+
+def test_a_pipe_that_says_it_is_seekable_cannot_be_read_again(tmp_path):
+    """As pipes do on Windows."""
+    (tmp_path / "file").write_bytes(b"a\n")
+    with (tmp_path / "file").open("rb") as file:
+        assert is_rereadable(file)
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as pipe, os.fdopen(writing, "wb"):
+        assert not is_rereadable(pipe)
+        assert not is_rereadable(SimpleNamespace(seekable=lambda: True, fileno=pipe.fileno))
+
+
+def test_on_windows_a_file_that_a_scanner_holds_is_replaced_a_moment_later(monkeypatch):
+    held, slept = iter([True, True, False]), []
+
+    def move(*paths):
+        if next(held):
+            raise PermissionError
+
+    monkeypatch.setattr(files, "os", SimpleNamespace(name="nt", replace=move))
+    monkeypatch.setattr(files.time, "sleep", slept.append)
+    files.replace(Path("a"), Path("b"))
+    assert len(slept) == 2
+
+
+@pytest.mark.parametrize(("name", "said"), [("batch_tokens", "512"), ("learning_rate", "0.002")])
+def test_the_help_of_ablations_names_their_own_defaults(name, said, folder, capsys):
+    with pytest.raises(SystemExit):
+        ablations.study.parse_args(None, ["--help"])
+    shown = " ".join(capsys.readouterr().out.split(f"--{name.replace('_', '-')} ")[-1].split("--")[0].split())
+    assert f"(default: {said}" in shown
 
 
 def test_ablations_run_on_the_cpu_unless_told_otherwise(tmp_path):

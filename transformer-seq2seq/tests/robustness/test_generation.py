@@ -192,9 +192,9 @@ def test_outputs_that_were_cut_carry_a_mark(translator, script, trained, capsys)
         out, err = script("inference", *flags, "--max-length", max_length, stdin=b"Good morning\n\nGood morning\n")[1:]
         marks = [json.loads(line)["outputs"][0]["finished"] for line in out.splitlines()]
         assert marks == [finished, True, finished]
-        assert ("2 outputs cut at 2 tokens (raise max_length)" in err) != finished
+        assert ("2 outputs cut at 2 tokens; a larger limit gives more (--max-length)" in err) != finished
     translator("Good morning", max_length=2)
-    assert "1 output cut at 2 tokens (raise max_length)" in capsys.readouterr().err
+    assert "1 output cut at 2 tokens; a larger limit gives more (--max-length)" in capsys.readouterr().err
 
 
 def test_a_model_that_has_no_more_positions_is_said_to_have_none(make_model, tokenizer, capsys):
@@ -202,7 +202,7 @@ def test_a_model_that_has_no_more_positions_is_said_to_have_none(make_model, tok
     with torch.no_grad():
         model.output_bias[EOS] = -1e4
     Translator(model, tokenizer)("Good morning")
-    assert "1 output cut at 16 tokens (all the model has)" in capsys.readouterr().err
+    assert "1 output cut at 16 tokens, all the model has" in capsys.readouterr().err
 
 
 def test_keywords_are_the_flags_of_inference(translator, script, trained):
@@ -264,7 +264,7 @@ def test_a_prompt_may_fill_all_positions(translator):
 
 def test_unknown_words_are_named_without_what_stands_before_them(translator, capsys):
     translator("Good!zebra gnu")
-    assert "sees <unk> for it: zebra, gnu\n" in capsys.readouterr().err
+    assert "sees <unk> instead: zebra, gnu\n" in capsys.readouterr().err
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path):

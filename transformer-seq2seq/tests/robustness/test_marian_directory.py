@@ -144,20 +144,20 @@ def test_a_save_that_is_cut_short_leaves_no_mixture_of_two_models(
 ):
     """As by a kill: this number of files is moved in, and no more."""
     (directory / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model.safetensors"}}')
-    left, replace = iter(range(moves)), model_directory.os.replace
+    left, replace = iter(range(moves)), model_directory.replace
 
     def cut_short(*paths):
         if next(left, None) is None:
             raise KeyboardInterrupt
         replace(*paths)
 
-    monkeypatch.setattr(model_directory.os, "replace", cut_short)
+    monkeypatch.setattr(model_directory, "replace", cut_short)
     other = make_model(tiny.config.vocab_size, seed=1)  # of the same shapes
     with pytest.raises(KeyboardInterrupt):
         marian.save(directory, other, tokenizer)
     with pytest.raises(InputError, match="no model here"):
         marian.load(directory, CPU)
-    monkeypatch.setattr(model_directory.os, "replace", replace)
+    monkeypatch.setattr(model_directory, "replace", replace)
     marian.save(directory, other, tokenizer)
     loaded, _ = marian.load(directory, CPU)
     assert all(map(torch.equal, marian.to_marian(loaded).values(), marian.to_marian(other).values()))

@@ -305,7 +305,7 @@ def test_pairs_that_are_not_the_resumed_runs_leave_its_tokens(prepare, files, tm
     trainer.save()
     before = contents(tmp_path / "out")
     files[0].write_text("another\tpair\nand one\tmore\n")
-    with pytest.raises(InputError, match="belongs to a run with files"):
+    with pytest.raises(InputError, match="belongs to a run with other training text \\(files"):
         prepare("--resume")
     assert contents(tmp_path / "out") == before
 

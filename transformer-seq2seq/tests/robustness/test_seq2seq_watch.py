@@ -65,7 +65,7 @@ def watched(run, tmp_path_factory):
     """The folder of a run that has watched the two prompts, the second with an unknown word."""
     folder = tmp_path_factory.mktemp("watched")
     status, _, stderr = run(folder, *WATCH)
-    assert status == 0 and "sees <unk> for it: zebra" in stderr, stderr
+    assert status == 0 and "sees <unk> instead: zebra" in stderr, stderr
     return folder
 
 
