@@ -285,6 +285,7 @@ def train(config: TrainConfig, context: DistributedContext) -> None:
     if trainer.interrupted or interrupt.requested:
         raise KeyboardInterrupt(f"interrupted; the model so far is in {directory}; continue with --resume")
     write_report(trainer.model, data, trainer.progress, config.output)
+    print(f"\nThe model is in {directory}")
 
 
 def save_model(trainer: Trainer, directory: Path) -> None:
