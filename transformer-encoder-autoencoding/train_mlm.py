@@ -299,14 +299,9 @@ def save_model(trainer: Trainer, directory: Path) -> None:
     """Write a model directory with the weights that were kept, and remove the figures of the model that was there."""
     if not trainer.progress.step:
         raise KeyboardInterrupt("interrupted before the first step; no model was written")
-    if trainer.interrupted and not trainer.saved:
-        raise KeyboardInterrupt(
-            f"interrupted before the first evaluation; {directory} is as it was, and so is the checkpoint beside it"
-        )
-    if trainer.interrupted and not trainer.kept and directory.exists():
-        raise KeyboardInterrupt(
-            f"interrupted before the first evaluation; {directory} is as it was; continue with --resume"
-        )
+    if trainer.interrupted and not trainer.kept and (directory.exists() or not trainer.saved):
+        rest = "; continue with --resume" if trainer.saved else ", and so is the checkpoint beside it"
+        raise KeyboardInterrupt(f"interrupted before the first evaluation; {directory} is as it was{rest}")
     if not trainer.kept or (trainer.interrupted and trainer.progress.nll_tokens):  # updates since the last evaluation
         trainer.evaluate()
         trainer.progress.write(directory.parent)
