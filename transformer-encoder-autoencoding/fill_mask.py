@@ -75,10 +75,14 @@ def show(result: dict) -> None:
             for candidate in candidates:
                 print(f"  {candidate['probability']:7.2%}  {candidate['token']}")
     else:
-        print(f"{result['input']}\n  pseudo-perplexity {result['pseudo_perplexity']:.2f}")
+        print(f"{result['input']}\n  pseudo-perplexity {figure(result['pseudo_perplexity'], 2)}")
         for token in result["tokens"]:
-            surprisal = "—" if token["surprisal"] is None else f"{token['surprisal']:.3f}"
-            print(f"  {surprisal:>7}  {token['token']}")
+            print(f"  {figure(token['surprisal'], 3):>7}  {token['token']}")
+
+
+def figure(value: float | None, digits: int) -> str:
+    """Return a number with so many decimal places, or a dash for what has no score."""
+    return "—" if value is None else f"{value:.{digits}f}"
 
 
 @dataclass
@@ -100,7 +104,7 @@ class Total:
 
     def __str__(self) -> str:
         """Say the mean, as the pseudo-perplexity of all tokens together."""
-        mean = self.surprisal / max(1, self.tokens)
+        mean = self.surprisal / self.tokens
         unknown = f"; {plural(self.unknown, 'unknown word')} not scored" if self.unknown else ""
         return (
             f"{plural(self.sentences, 'sentence')}, {plural(self.tokens, 'token')}: mean surprisal {mean:.3f} nats, "
@@ -141,6 +145,8 @@ def main(argv: list[str] | None = None) -> None:
             else:
                 show(result)
             sys.stdout.flush()  # a program may be waiting for it
+        if answered and args.score and not total.tokens:
+            raise InputError("the model knows none of the words, so there is nothing to score; give known ones")
         if total.sentences > 1 and not args.json:
             print(total, file=sys.stderr)
         return answered

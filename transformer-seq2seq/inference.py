@@ -75,7 +75,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--references compares with lines of --input or of standard input, not with arguments")
     if args.bleu_tokenize and not args.references:
         parser.error("--bleu-tokenize needs --references")
-    if args.n_best > 1 and not args.prompts and not args.json:
+    args.typed = sys.stdin.isatty() and not (args.prompts or args.input or args.output or args.references)
+    if args.n_best > 1 and not (args.prompts or args.typed or args.json):
         parser.error("--n-best without prompts as arguments needs --json, as a line answers a line")
     return args
 
@@ -97,7 +98,7 @@ def show(prompt: str, outputs: list[Output], args: argparse.Namespace, out: Text
     elif args.prompts:
         shown = "\n".join([f"Input : {prompt}", *(f"Output: {output.text}" for output in outputs)])
     else:
-        shown = outputs[0].text
+        shown = "\n".join(output.text for output in outputs)
     print(shown, file=out, flush=True)  # a program may be waiting for it
 
 
@@ -206,7 +207,7 @@ def main(argv: list[str] | None = None) -> None:
         with output_to(args.output) as out:
             for prompt, outputs in zip(args.prompts, session.answer(args.prompts), strict=True):
                 show(prompt, outputs, args, out)
-    elif sys.stdin.isatty() and not (args.input or args.output or args.references):
+    elif args.typed:
         converse(session, args)
     else:
         if sys.stdin.isatty() and not args.input:

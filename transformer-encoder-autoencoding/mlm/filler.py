@@ -107,13 +107,14 @@ class MaskFiller:
 
             pseudo-perplexity = exp(-1/n sum_t log p(token_t | the tokens not hidden))      (Salazar et al. 2020)
 
-        Yield for each {"input": the sentence, "pseudo_perplexity": float, "tokens": [{"token": str, "surprisal":
-        -log p in nats, or None if it is unknown}, ...]}. If a sentence is refused, those before it are answered first.
+        Yield for each {"input": the sentence, "pseudo_perplexity": float, or None if the model knows none of its words,
+        "tokens": [{"token": str, "surprisal": -log p in nats, or None if it is unknown}, ...]}. If a sentence is
+        refused, those before it are answered first.
         """
-        for texts, found in self.read(sentences, self.check_scorable, SCORE_CHUNK, has_next):
+        for texts, found in self.read(sentences, self.check_unmasked, SCORE_CHUNK, has_next):
             for text, tokens in zip(texts, score(found, self.model, self.tokenizer, self.device), strict=True):
                 surprisals = known_surprisals(tokens)
-                perplexity = pseudo_perplexity(sum(surprisals) / len(surprisals))
+                perplexity = pseudo_perplexity(sum(surprisals) / len(surprisals)) if surprisals else None
                 yield {"input": text, "pseudo_perplexity": perplexity, "tokens": tokens}
 
     def read(
@@ -160,25 +161,14 @@ class MaskFiller:
         if seen != text.count(MASK):
             raise InputError(f"has {text.count(MASK)} {MASK}, but the tokenizer sees {seen}; put spaces around them")
 
-    def check_scorable(self, text: str, ids: list[int]) -> None:
-        """Refuse a sentence that cannot be scored."""
-        self.check_unmasked(text, ids)
-        if not self.has_known(ids):
-            raise InputError("the model knows none of its words, so there is nothing to score")
-
     def check_unmasked(self, _: str, ids: list[int]) -> None:
         """Refuse a sentence with a mask."""
         if self.special.mask in ids:
             raise InputError(f"contains {MASK}, which is not a word to score; fill it instead")
 
     def knows(self, sentence: Sentence) -> bool:
-        """Return True if the model knows a word of a sentence, False if it could not be scored for that reason; refuse
-        one that cannot be scored for another."""
-        return self.has_known(self.encode(sentence, {}, self.check_unmasked).ids)
-
-    def has_known(self, ids: list[int]) -> bool:
-        """Return True if one of the tokens is none of the special ones."""
-        return not set(ids) <= set(self.special.all)
+        """Return True if the model knows a word of a sentence; refuse one that cannot be scored for another reason."""
+        return not set(self.encode(sentence, {}, self.check_unmasked).ids) <= set(self.special.all)
 
 
 def pseudo_perplexity(surprisal: float) -> float:

@@ -13,11 +13,13 @@ from .errors import InputError, warn
 from .files import replace
 from .progress import Progress
 
+COPYING = 10  # seconds that a copy of a run may take, whose files are then of any order
 
-def is_unfinished(path: Path, made: Path, slack: float = 0.0) -> bool:
-    """Return True if there is a checkpoint, but what a run makes after it is missing or more than `slack` seconds
-    older: the run was cut short."""
-    return path.exists() and not (made.exists() and made.stat().st_mtime >= path.stat().st_mtime - slack)
+
+def is_unfinished(path: Path, made: Path) -> bool:
+    """Return True if there is a checkpoint, but what a run makes after it is missing or clearly older: the run was cut
+    short."""
+    return path.exists() and not (made.exists() and made.stat().st_mtime >= path.stat().st_mtime - COPYING)
 
 
 def previous(path: Path) -> Path:

@@ -18,7 +18,6 @@ from .tokenizer_json import parts_of
 from .web_page import MAX_PAGE_BYTES, model_bytes, pack_model
 
 MAX_FILE = 20_000_000  # bytes of a file of records; a run of a million evaluations is no run to replay
-COPYING = 10  # seconds that a copy of a run may take, whose files are then of any order
 MAX_POINTS = 1000  # of a curve, more than a screen can show
 
 
@@ -61,7 +60,7 @@ def read_training(folder: Path, is_reading: Callable[[dict], bool]) -> dict:
     left out with a warning.
     """
     found = {"curve": [], "watched": []}
-    if is_unfinished(folder / "checkpoint.pt", folder / "model" / "config.json", slack=COPYING):
+    if is_unfinished(folder / "checkpoint.pt", folder / "model" / "config.json"):
         return found  # the records are of a run that has not made this model
     if (folder / WATCHED).is_file():
         try:

@@ -165,10 +165,18 @@ def test_special_tokens_in_a_sentence_are_refused_by_name(loaded, token):
 
 
 def test_a_sentence_of_unknown_words_has_no_score(fill, loaded):
-    with pytest.raises(InputError, match=r"^sentence 2: the model knows none of its words"):
-        loaded.score(["the cat", "zebra gnu"])
+    """The others have theirs, and the total is of them alone."""
+    scored, unknown = loaded.score(["the cat", "zebra gnu"])
+    assert scored["pseudo_perplexity"] > 1 and unknown["pseudo_perplexity"] is None
+    assert [token["surprisal"] for token in unknown["tokens"]] == [None, None]
     _, out, _ = fill("--score", "the zebra")
     assert out.splitlines()[-1].split() == ["—", "[UNK]"]
+    status, out, stderr = fill("--score", "zebra gnu", "the cat")
+    assert status == 0 and out.splitlines()[:3] == ["zebra gnu", "  pseudo-perplexity —", "        —  [UNK]"]
+    total = f"2 sentences, 2 tokens: .* pseudo-perplexity {scored['pseudo_perplexity']:.2f}; 2 unknown words not scored"
+    assert re.search(total, stderr)
+    status, _, stderr = fill("--score", "zebra gnu", "gnu")
+    assert status == 2 and "nothing to score" in stderr.splitlines()[-1] and "nan" not in stderr
 
 
 def test_help_names_every_flag_and_an_example(script):

@@ -39,8 +39,9 @@ def size_of(path):
 def ask(script, trained):
     """ask(*flags, stdin=...) -> what inference.py prints with the trained model."""
 
-    def run(*flags, stdin=""):
-        status, out, err = script("inference", "--model", trained / "model", *flags, stdin=stdin.encode())
+    def run(*flags, stdin="", terminal=False):
+        model = "--model", trained / "model"
+        status, out, err = script("inference", *model, *flags, stdin=stdin.encode(), terminal=terminal)
         assert status == 0, err
         return out
 
@@ -111,8 +112,9 @@ def test_n_best_gives_distinct_outputs_best_first(ask):
     (record,) = map(json.loads, ask("--json", "--beam", 4, "--n-best", 3, "Good morning").splitlines())
     texts = [output["text"] for output in record["outputs"]]
     assert len(texts) == len(set(texts)) == 3 and texts[0] == "Good morning, cook"
-    lines = ask("--beam", 4, "--n-best", 3, "Good morning").splitlines()
-    assert lines == ["Input : Good morning", *(f"Output: {text}" for text in texts)]
+    flags = "--beam", 4, "--n-best", 3
+    assert ask(*flags, "Good morning").splitlines() == ["Input : Good morning", *(f"Output: {text}" for text in texts)]
+    assert ask(*flags, stdin="Good morning\n", terminal=True).splitlines() == texts
 
 
 def test_length_penalty_favours_longer_outputs(ask):
