@@ -7,8 +7,8 @@
 
 Some are exchanges, which put another mechanism in place of BERT's; they run when they are named.
 
-Every run makes 70 passes over the bundled text where train_mlm.py makes 180, at a third higher learning rate, and is
-judged by its final weights. A text of your own has measures that any text has: the loss and the accuracy at hidden
+Every run makes 70 passes over the bundled text where train_mlm.py makes 180, at a learning rate a third higher, and is
+judged by its final weights. A text of your own is judged by what any text has: the loss and the accuracy at hidden
 tokens of held-out text. Writes to --output (default: results/ beside this file): ablations.jsonl (a line for
 every finished run), ablations.md (the table), ablations.png (the learning curves). There are as many processes as
 PyTorch would use threads (OMP_NUM_THREADS); the results do not depend on their number.

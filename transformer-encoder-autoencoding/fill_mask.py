@@ -46,7 +46,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--score",
         action="store_true",
-        help="print pseudo-perplexity and each token's surprisal instead, later pieces of its word hidden as well",
+        help="print pseudo-perplexity and each token's surprisal instead; a word's later pieces are hidden with it",
     )
     add(
         "--compare",
@@ -59,7 +59,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_device()
     args = parser.parse_args(argv)
     if args.score and args.top_k:
-        parser.error("--score and --top-k exclude each other: a score shows no other words")
+        parser.error("--score and --top-k cannot be combined: a score shows no other words")
     if args.compare and (args.sentences or args.score or args.top_k):
         parser.error("--compare takes its sentences from FILE; leave out other sentences, --score and --top-k")
     return args

@@ -10,8 +10,8 @@ Writes to --output (default: results/ beside this file): model/ (a Hugging Face 
 checkpoint.pt and checkpoint.before.pt (for --resume). The model directory is replaced only when a run ends or is
 interrupted.
 
-Memory does not grow with the corpus. From more than 30 MB of text, the vocabulary is learnt from an evenly
-spread part of about that size.
+Memory does not grow with the corpus. If the text exceeds 30 MB, the vocabulary is learnt from an evenly spread
+part of about that size.
 """
 
 import math
@@ -54,7 +54,7 @@ SAVE_SECONDS = 60  # the longest time between two checkpoints
 
 def learning_rate(step: int, fraction: float, peak: float, warmup_steps: int) -> float:
     """Return the learning rate: linear warm-up times half a cosine. BERT's falls in a straight line (Devlin et al.
-    2018, appendix A.2). It ends at zero together with the budget, of which `fraction`, from 0 to 1, is used up; the
+    2018, appendix A.2). Ours ends at zero together with the budget, of which `fraction`, from 0 to 1, is used up; the
     warm-up takes at most MAX_WARMUP of it."""
     warm = min(1.0, max((step + 1) / max(1, warmup_steps), fraction / MAX_WARMUP))
     return peak * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, fraction)))
@@ -137,7 +137,7 @@ class Trainer:
     def check_finite(self, loss: float) -> None:
         """Refuse a loss that is infinite or NaN."""
         if not math.isfinite(loss):
-            remedy = ", or save the weights kept so far by --resume --max-steps 1" if self.saved else ""
+            remedy = ", or save the weights kept so far with --resume --max-steps 1" if self.saved else ""
             problem = f"the loss is no longer finite at step {self.progress.step}"
             raise InputError(f"{problem}; lower the learning rate{remedy}", "learning_rate")
 

@@ -7,7 +7,7 @@
 Writes to --output (default: results/ beside this file): attention_heatmap.png, one map, of the layer and head
 asked for or of the mean of all; attention_heads.png, every head of every layer with its entropy.
 With --html, instead of the two: attention.html, a page that carries the model, to type into and to take apart; it
-needs a browser and nothing else. Beside a run that watched texts, it replays the training. A model too large for a
+needs a browser and nothing else. If the model's run watched texts, it replays the training. A model too large for a
 page is shown with this sentence alone.
 """
 
@@ -48,8 +48,8 @@ PAGE = "attention.html"
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    add = parser.add_argument
-    add("sentence", nargs="?", default=f"Transformers use {MASK} attention", metavar="SENTENCE")
+    add, example = parser.add_argument, f"Transformers use {MASK} attention"
+    add("sentence", nargs="?", default=example, metavar="SENTENCE", help=f"the text to read (default: {example})")
     add(
         "--model",
         type=Path,

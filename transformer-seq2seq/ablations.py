@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from seq2seq.common.distributed import DistributedContext
 from seq2seq.common.errors import InputError
 from seq2seq.common.experiments import Job, Study
-from seq2seq.config import TrainConfig
+from seq2seq.config import LEARNING_RATE, TrainConfig
 from seq2seq.dataset import short_enough
 from seq2seq.loss import IGNORE
 from seq2seq.metrics import MAX_COMPARED, Prompt, answer_all, bleu_and_chrf, exact_match, exact_match_by_kind, group
@@ -85,7 +85,7 @@ in new ways, and for new active sentences. BLEU: of the outputs for all held-out
         "learning_rate",
         "warmup_steps",
     ),
-    defaults={"batch_tokens": str(BATCH_TOKENS)},
+    defaults={"batch_tokens": str(BATCH_TOKENS), "learning_rate": f"{LEARNING_RATE:g}"},
 )
 study.own = replace(
     study,

@@ -129,11 +129,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     generation = commands.add_parser(
         "generation", help="compare generation", description="Compare generation with Hugging Face and CTranslate2."
     )
-    model = FOLDER / "samples" / "model"
-    generation.add_argument("--model", type=Path, default=model, metavar="DIR", help="the model directory")
-    generation.add_argument(
-        "--input", type=Path, metavar="FILE", help="prompts, a line each (default: those of data/held_out.tsv)"
-    )
+    add, model = generation.add_argument, FOLDER / "samples" / "model"
+    add("--model", type=Path, default=model, metavar="DIR", help="the model directory (default: samples/model)")
+    add("--input", type=Path, metavar="FILE", help="prompts, a line each (default: those of data/held_out.tsv)")
     generation.set_defaults(compare=compare_generation, needed=["transformers", "ctranslate2"])
     for command in (training, generation):
         command.add_argument("--rounds", type=int_in(1), default=15, help="turns of each; the median counts")

@@ -53,8 +53,8 @@ class Sampler:
     """Draws the next token (n = 1) from the model's distribution, sharpened and cut.
 
     temperature divides the logits; of the resulting distribution, top_k keeps the k likeliest tokens (0: all), and
-    top_p (Holtzman et al. 2020, section 3.1, "nucleus sampling") the likeliest ones whose probabilities first add
-    up to top_p. The sums are still those of the model's own log-probabilities. Each sentence has a generator of its
+    top_p (Holtzman et al. 2020, section 3.1, "nucleus sampling") the fewest likeliest whose probabilities add up to
+    at least top_p. The sums are still those of the model's own log-probabilities. Each sentence has a generator of its
     own, so that its output does not depend on the rest of the batch.
     """
 
@@ -93,8 +93,8 @@ def generate(
     length**length_penalty as the divisor), or with a Sampler as pick.
 
     source (B, S) -> for each sentence at most `beam` hypotheses of at most max_length tokens, best first. A
-    sentence is done when it has `beam` finished hypotheses and none of the unfinished, were it to end now, would
-    rank before the last of them; it then leaves the batch. Of the candidates that end, those among the best n
+    sentence leaves the batch when it has `beam` finished hypotheses and no unfinished one, if it ended now, would
+    outrank the last of them. Of the candidates that end, those among the best n
     finish: a worse one must not end before a better one goes on. Like all beam search it can, if rarely, end below
     greedy decoding, whose path may have left the beam on the way.
 

@@ -56,7 +56,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         nargs="+",
         action="extend",
         metavar="FILE",
-        help="the files of references, a line each: BLEU and chrF on stderr; of several files, all lines count",
+        help="files of references, one a line, for BLEU and chrF on stderr; several files: several references",
     )
     add("--bleu-tokenize", choices=TOKENIZATIONS, help="how sacreBLEU cuts texts into tokens (default: 13a)")
     add("--json", action="store_true", help="print one JSON object a line")
@@ -70,7 +70,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--engine-precision", choices=PRECISIONS, help="the precision of ctranslate2 (default: float32)")
     args = parser.parse_args(argv)
     if args.input and args.prompts:
-        parser.error("--input and prompts as arguments exclude each other")
+        parser.error("--input and prompts as arguments cannot be combined")
     if args.references and args.prompts:
         parser.error("--references compares with lines of --input or of standard input, not with arguments")
     if args.bleu_tokenize and not args.references:
@@ -138,7 +138,7 @@ def filter_lines(stream: BinaryIO, name: str, session: Session, args: argparse.N
         warn(f"{name}: {plural(blank, 'blank line')}, left blank in the output")
     if tabs:
         warn(
-            f"{name}: {plural(tabs, 'line')} with a tab, read whole as a prompt; of pairs, give the first column alone"
+            f"{name}: {plural(tabs, 'line')} with a tab, read whole as a prompt; for pairs, give the first column alone"
         )
     if references:
         print_scores(best, list(zip(*references, strict=True)), args.bleu_tokenize or "13a")

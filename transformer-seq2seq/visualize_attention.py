@@ -8,7 +8,7 @@ Writes to --output (default: samples/ beside this file): attention_heatmap.png, 
 head asked for or of the mean of all; decoder_self_attention.png, the causal triangle of the same;
 attention_heads.png, the cross-attention of every head of every layer with its entropy.
 With --html, instead of the three: attention.html, a page that carries the model, to type into and to take apart; it
-needs a browser and nothing else. Beside a run that watched texts, it replays the training. A model too large for a
+needs a browser and nothing else. If the model's run watched texts, it replays the training. A model too large for a
 page is shown with this prompt alone.
 """
 
@@ -46,8 +46,8 @@ ATTENDING = "being generated"  # the label of a map's rows
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    add = parser.add_argument
-    add("prompt", nargs="?", default="The teacher explains the lesson", metavar="PROMPT")
+    add, example = parser.add_argument, "The teacher explains the lesson"
+    add("prompt", nargs="?", default=example, metavar="PROMPT", help=f"the text to start from (default: {example})")
     add(
         "--model",
         type=Path,

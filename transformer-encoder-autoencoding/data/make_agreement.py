@@ -9,11 +9,11 @@ Writes   train.txt, held_out.txt    20,000 sentences and 500 others by the gramm
     subject  -> the N | the N P the N | ...   at most three more nouns, each in the singular or the plural
     verb     -> is, was, looks, ... if the first noun is in the singular, are, were, look, ... if it is in the plural
 
-A pair has the right verb and the wrong one (`look` and `looks`) behind 0 to 3 distractors: nouns between subject and
-verb that all have the other number. One form of 24 nouns is held out, the singular of 12 and the plural of the others:
-the corpus has it as a subject only right before the verb (`the keys look old`), and between other subjects and their
-verbs. Just these forms are the subjects of the pairs. So a model that has learnt what a subject is gets all pairs
-right; one that knows only which words follow each other gets those without distractors right, and no others.
+A pair has the right verb and the wrong one (`look` and `looks`) after 0 to 3 distractors: nouns between subject and
+verb that all have the other number. Of 24 nouns one form each is held out, the singular of 12 and the plural of 12. In
+the corpus such a form is a subject only right before the verb (`the keys look old`); it also stands between other
+subjects and their verbs. Only these forms are subjects of the pairs. So a model that has learnt what a subject is gets
+all pairs right; one that knows only which words follow each other gets those without distractors right, and no others.
 
 Prints how often 2-grams and 5-grams of train.txt prefer the good sentence; ties count as wrong.
 """

@@ -26,7 +26,7 @@ def read(directory: Path) -> Tokenizer:
             raise InputError("is not UTF-8 text; download it again") from None
         vocabulary = {line: i for i, line in enumerate(lines)}
         if missing := [token for token in SPECIAL_TOKENS if token not in vocabulary]:
-            raise InputError(f"has no {' and no '.join(missing)}; take another model")
+            raise InputError(f"has no {' and no '.join(missing)}; use another model")
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=UNK, max_input_chars_per_word=100))
     tokenizer.normalizer = normalizers.BertNormalizer(**settings)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

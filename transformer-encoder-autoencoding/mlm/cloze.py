@@ -101,7 +101,7 @@ def encode_cloze(cloze: Cloze, encoding: Encoding, mask: int, max_length: int) -
             too_long = f"the sentence has {len(encoding)} tokens, the model takes {max_length}"
             raise InputError(f"{too_long}; shorten it, or let the model take more", "max_length")
         if not key:
-            raise InputError("the tokenizer drops the key word; take another one")
+            raise InputError("the tokenizer drops the key word; use another one")
     ids = [mask if i in key else token for i, token in enumerate(encoding.ids)]
     return EncodedCloze(cloze, Query(ids, key), [encoding.ids[i] for i in key])
 

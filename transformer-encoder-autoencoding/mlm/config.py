@@ -46,7 +46,7 @@ class TrainConfig:
     vocab_size: int | None = flag(
         None,
         "the most tokens in the vocabulary (default: 30,000 words, or the subwords that occur "
-        "twice, up to 8,000; at least 300)",
+        "at least twice, up to 8,000; at least 300 subwords)",
         type=int_in(10, 1_000_000),
     )
     d_model: int | None = flag(None, f"the width (default: {SIZES['d_model']})", type=int_in(1, 65_536))
@@ -67,7 +67,7 @@ class TrainConfig:
     max_steps: int | None = flag(None, "the number of updates after which to stop", type=int_in(1))
     max_minutes: float | None = flag(
         None,
-        "the number of minutes after which to stop; the last evaluation and the report come on top",
+        "the number of minutes after which to stop, the last evaluation and the report not included",
         type=float_in(0.001),
     )
     batch_tokens: int | None = flag(
@@ -83,7 +83,7 @@ class TrainConfig:
         type=float_in(1e-9, 10),
     )
     warmup_steps: int = flag(
-        100, "the number of updates until it is reached, at most a quarter of the run", type=int_in(0)
+        100, "the number of updates up to the highest learning rate, at most a quarter of the run", type=int_in(0)
     )
     mask_prob: float = flag(0.15, "the share of the tokens to predict", type=float_in(0.001, 0.999))
     precision: str | None = flag(
@@ -104,12 +104,12 @@ class TrainConfig:
         check_fields(self)
         given = [name for name in INIT_EXCLUDES if getattr(self, name) is not None]
         if self.init and given:
-            raise InputError(f"init and {given[0]} exclude each other: the directory has its own", given[0])
+            raise InputError(f"init and {given[0]} cannot be combined: the directory has its own", given[0])
         d_model, n_heads = self.size("d_model"), self.size("n_heads")
         if d_model % n_heads:
             nearest = n_heads * max(1, round(d_model / n_heads))
             problem = f"d_model {d_model} is not a multiple of n_heads {n_heads}"
-            raise InputError(f"{problem}; take {nearest}, or another number of heads", "d_model")
+            raise InputError(f"{problem}; use {nearest}, or another number of heads", "d_model")
         if self.tokenizer == "bpe" and self.vocab_size and self.vocab_size < 300:
             raise InputError(f"{self.vocab_size} subwords are too few for 256 bytes; give 300 or more", "vocab_size")
 

@@ -72,7 +72,7 @@ def warn_of_left_out(n_kept: int, n_left_out: int, sentences: Iterable[str]) -> 
         first = next(iter(sentences))
         raise InputError(
             f"the tokenizer knows no word in sentences such as {first[:40]!r}, so there is nothing to hide; name "
-            "another text, or take subwords",
+            "another text, or use subwords",
             "tokenizer",
         )
     if n_left_out:

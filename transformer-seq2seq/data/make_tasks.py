@@ -10,7 +10,7 @@ Writes TASK.train.tsv (20,000 pairs) and TASK.test.tsv (1,000 others)    source,
     addition-reversed  the same, least significant digit first   `2 7 5 + 6 4 8` -> `3 2 9`
 
 Digits stand apart, and so do the parts of an ISO date, so that each is a token. The pairs are drawn with seed 0. No
-digits, no date and no sum of a test are in training, whatever way a date is written; a sum may be, the other way round.
+digit string, date or sum of a test is in training, however a date is written; but a sum may be, its numbers swapped.
 """
 
 import random

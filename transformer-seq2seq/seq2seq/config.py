@@ -69,7 +69,7 @@ class TrainConfig:
     max_steps: int | None = flag(None, "the number of updates after which to stop", type=int_in(1))
     max_minutes: float | None = flag(
         None,
-        "the number of minutes after which to stop; the last evaluation and the report come on top",
+        "the number of minutes after which to stop, the last evaluation and the report not included",
         type=float_in(0.001),
     )
     batch_tokens: int | None = flag(
@@ -79,7 +79,7 @@ class TrainConfig:
         type=int_in(2),
     )
     optimizer: str = flag(
-        "adam", "the optimizer of the layers' matrices; all other weights have Adam", choices=("adam", "muon")
+        "adam", "the optimizer of the layers' matrices; all other weights use Adam", choices=("adam", "muon")
     )
     learning_rate: float | None = flag(
         None,
@@ -88,7 +88,7 @@ class TrainConfig:
         type=float_in(1e-9, 10),
     )
     warmup_steps: int = flag(
-        100, "the number of updates until it is reached, at most a quarter of the run", type=int_in(0)
+        100, "the number of updates up to the highest learning rate, at most a quarter of the run", type=int_in(0)
     )
     label_smoothing: float = flag(0.1, "the probability that is spread over all tokens", type=float_in(0, 0.99))
     precision: str | None = flag(
@@ -109,12 +109,12 @@ class TrainConfig:
         check_fields(self)
         given = [name for name in INIT_EXCLUDES if getattr(self, name) is not None]
         if self.init and given:
-            raise InputError(f"init and {given[0]} exclude each other: the directory has its own", given[0])
+            raise InputError(f"init and {given[0]} cannot be combined: the directory has its own", given[0])
         d_model, n_heads = self.size("d_model"), self.size("n_heads")
         if d_model % n_heads:
             nearest = n_heads * max(1, round(d_model / n_heads))
             problem = f"d_model {d_model} is not a multiple of n_heads {n_heads}"
-            raise InputError(f"{problem}; take {nearest}, or another number of heads", "d_model")
+            raise InputError(f"{problem}; use {nearest}, or another number of heads", "d_model")
         if self.tokenizer == "bpe" and self.vocab_size and self.vocab_size < 300:
             raise InputError(f"{self.vocab_size} subwords are too few for 256 bytes; give 300 or more", "vocab_size")
 
@@ -199,7 +199,7 @@ class GenerationConfig:
         if self.beam and self.n_best > self.beam and not self.sample:
             raise InputError(f"n_best {self.n_best} needs a beam of {self.n_best} or more, or sampling", "n_best")
         if self.sample and (self.beam or 1) > 1:
-            raise InputError("sampling and beam search exclude each other", "sample")
+            raise InputError("sampling and beam search cannot be combined", "sample")
         if not self.sample and (self.temperature, self.top_k, self.top_p) != (1.0, 0, 1.0):
             raise InputError("temperature, top_k and top_p need sampling", "sample")
 

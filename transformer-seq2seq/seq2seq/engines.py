@@ -92,12 +92,12 @@ class CTranslate2Engine:
             raise InputError(f"CTranslate2 cannot be loaded ({error}); pip install ctranslate2", "engine") from None
         self.library, gpus = ctranslate2, ctranslate2.get_cuda_device_count()
         if device not in ("auto", "cpu") and not (device == "cuda" and gpus):
-            raise InputError(f"device {device}: this machine has none that CTranslate2 can use; take cpu", "device")
+            raise InputError(f"device {device}: this machine has none that CTranslate2 can use; use cpu", "device")
         self.device = "cuda" if gpus and device != "cpu" else "cpu"
         there = ctranslate2.get_supported_compute_types(self.device)
         if precision not in there:
             choices = ", ".join(one for one in PRECISIONS if one in there)
-            raise InputError(f"this processor has no {precision}; take one of {choices}", "engine_precision")
+            raise InputError(f"this processor has no {precision}; use one of {choices}", "engine_precision")
         self.precision = precision
         self.cores = torch.get_num_threads() if self.device == "cpu" else 1
         self.files = model_files(ctranslate2.specs, model)
@@ -175,7 +175,7 @@ class CTranslate2Engine:
         except RuntimeError as error:
             if self.device == "cpu" or explain(error):  # too little memory
                 raise
-            raise InputError(f"CTranslate2 fails on device {self.device}: {error}; take cpu", "device") from None
+            raise InputError(f"CTranslate2 fails on device {self.device}: {error}; use cpu", "device") from None
 
     def hypotheses(self, result: Any, length_penalty: float) -> list[Hypothesis]:
         """Return the hypotheses of a ctranslate2.TranslationResult as ours, without those of NaN."""

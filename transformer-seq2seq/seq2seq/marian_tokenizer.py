@@ -41,7 +41,7 @@ def read_ids(path: Path) -> dict[str, int]:
             refuse_lfs_pointer(path)
             raise InputError("is not an object of tokens and their ids; download it again")
         if missing := {EOS, UNK, PAD} - ids.keys():
-            raise InputError(f"has no {' and no '.join(sorted(missing))}; take another model")
+            raise InputError(f"has no {' and no '.join(sorted(missing))}; use another model")
     return ids
 
 

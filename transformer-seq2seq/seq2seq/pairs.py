@@ -87,7 +87,7 @@ def find_column(wanted: str, header: Sequence[str], setting: str) -> int:
     numbers = f"1 to {len(header)}"
     numbered = list(header) == [str(i + 1) for i in range(len(header))]
     there = numbers if numbered else f"one of {', '.join(header)}, or {numbers}"
-    raise InputError(f"has no column {wanted!r}; take {there}", setting)
+    raise InputError(f"has no column {wanted!r}; use {there}", setting)
 
 
 def is_number(field: str) -> bool:

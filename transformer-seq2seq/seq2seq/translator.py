@@ -135,7 +135,7 @@ class Translator:
         """Load a model directory, one of train.py or any MarianMT's. device, engine and engine_precision: as the flags
         of inference.py."""
         if engine not in ENGINES:
-            raise InputError(f"engine is {engine!r}; take one of {', '.join(ENGINES)}", "engine")
+            raise InputError(f"engine is {engine!r}; use one of {', '.join(ENGINES)}", "engine")
         if engine == "pytorch":
             if engine_precision:
                 raise InputError("engine_precision is a setting of the engine ctranslate2", "engine_precision")

@@ -152,7 +152,7 @@ def check_fields(config: Any) -> None:
         if isinstance(kind, Range) and not kind.contains(value):
             raise InputError(f"{one.name} {kind}, not {value!r}", one.name)
         if choices and value not in choices:
-            raise InputError(f"{one.name} is {value!r}; take one of {', '.join(map(str, choices))}", one.name)
+            raise InputError(f"{one.name} is {value!r}; use one of {', '.join(map(str, choices))}", one.name)
 
 
 def pick_device(name: str):
@@ -164,9 +164,9 @@ def pick_device(name: str):
     if name == "auto":
         name = "cuda" if there["cuda"] else "cpu"
     if name not in there:
-        raise InputError(f"device {name!r}: take one of auto, {', '.join(there)}", "device")
+        raise InputError(f"device {name!r}: use one of auto, {', '.join(there)}", "device")
     if not there[name]:
-        raise InputError(f"device {name}: this machine has none that PyTorch can use; take cpu", "device")
+        raise InputError(f"device {name}: this machine has none that PyTorch can use; use cpu", "device")
     return torch.device(name)
 
 

@@ -37,4 +37,4 @@ class Coverage:
     def warn(self, tokens: str, effect: str = "") -> None:
         """Warn if many tokens are unknown. tokens: what to call them; effect: what comes of it."""
         if self.n_unknown > max(FEW, MAX_UNKNOWN * self.n_tokens):
-            warn(f"{self.unknown:.0%} of the {tokens} are unknown{effect}; of subwords, bpe, none is", "tokenizer")
+            warn(f"{self.unknown:.0%} of the {tokens} are unknown{effect}; with subwords (bpe), none is", "tokenizer")

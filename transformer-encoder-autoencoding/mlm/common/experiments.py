@@ -109,7 +109,13 @@ class Study:
         add("--seeds", type=int_in(1, 1000), default=self.seeds, help="runs of each, with the seeds 0, 1, ...")
         add("--epochs", type=int_in(1, 100_000), default=self.epochs, help="passes over the training text")
         add("--resume", action="store_true", help="keep the finished runs in --output, and do the others")
-        add("--output", type=Path, default=self.output, metavar="DIR", help="where to write")
+        add(
+            "--output",
+            type=Path,
+            default=self.output,
+            metavar="DIR",
+            help=f"the folder to write to (default: {self.output.name}/)",
+        )
         if self.config:
             others = {one.name for one in fields(self.config)} - {*self.own_flags}
             add_flags(parser, self.config, others, self.defaults)

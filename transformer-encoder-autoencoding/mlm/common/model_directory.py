@@ -106,7 +106,7 @@ def numbers_of(name: str, file: Any) -> Tensor:
         raise InputError(f"{name} is {tensor.dtype}, not a floating-point type; download it again")
     tensor = tensor.to(torch.float32, copy=True)
     if not tensor.isfinite().all():
-        raise InputError(f"{name} contains NaN or infinity; take other weights")
+        raise InputError(f"{name} contains NaN or infinity; use other weights")
     return tensor
 
 

@@ -45,8 +45,8 @@ function makeExperiments() {
     {
       name: "Which head matters?",
       ask:
-        "The page has chosen a hidden word, if it can the one that the model is least sure of among those that it " +
-        "guesses right. Below, each part has been switched off in turn. Which head does it need most, and is that " +
+        "The page has chosen a word to hide: if it can, the one that the model guesses right but is least sure of. " +
+        "Below, each part has been switched off in turn. Which head does the answer need most, and is that " +
         "the one with the sharpest attention? Switch it off: which words come instead?",
       state: async (job) => ({ ...clear, matters: true, place: (await filler.findUnsure(data.text, job)) ?? asked }),
     },

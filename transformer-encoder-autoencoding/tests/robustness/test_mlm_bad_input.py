@@ -107,7 +107,7 @@ REFUSED = [  # the command line, what the line on stderr must say
     ("train_mlm.py --corpus", "--corpus: expected at least one argument"),
     (
         "train_mlm.py --d-model 30 --n-heads 4",
-        "d_model 30 is not a multiple of n_heads 4; take 32, or another number of heads (--d-model)",
+        "d_model 30 is not a multiple of n_heads 4; use 32, or another number of heads (--d-model)",
     ),
     (f"train_mlm.py --epochs {'9' * 5000}", "--epochs: needs a whole number"),
     ("train_mlm.py --epochs '1\n2'", "not '1\\n2'"),
@@ -115,7 +115,7 @@ REFUSED = [  # the command line, what the line on stderr must say
     ("train_mlm.py --tokenizer letters", "--tokenizer: invalid choice: 'letters'"),
     ("train_mlm.py --precision fp8", "--precision: invalid choice: 'fp8'"),
     ("train_mlm.py --device gpu", "--device: invalid choice: 'gpu'"),
-    (f"train_mlm.py --device {NO_DEVICE}", "this machine has none that PyTorch can use; take cpu (--device)"),
+    (f"train_mlm.py --device {NO_DEVICE}", "this machine has none that PyTorch can use; use cpu (--device)"),
     ("train_mlm.py --no-such-flag", "unrecognized arguments: --no-such-flag"),
     ("train_mlm.py 'a\nb'", "unrecognized arguments: a b"),
     (
@@ -124,8 +124,8 @@ REFUSED = [  # the command line, what the line on stderr must say
     ),
     ("train_mlm.py --corpus good.txt --init caf\udce9", "the name is not UTF-8; rename the folder"),
     ("train_mlm.py --corpus good.txt --init 'cut in the numbers'", "model.safetensors: is damaged"),
-    ("train_mlm.py --init good --d-model 32", "init and d_model exclude each other: the directory has its own"),
-    ("train_mlm.py --init good --dropout 0", "init and dropout exclude each other"),  # its default
+    ("train_mlm.py --init good --d-model 32", "init and d_model cannot be combined: the directory has its own"),
+    ("train_mlm.py --init good --dropout 0", "init and dropout cannot be combined"),  # its default
     ("train_mlm.py --corpus good.txt --resume", "checkpoint.pt: no checkpoint here to resume from; run without --res"),
     ("train_mlm.py --corpus good.txt --output garbage --resume", "checkpoint.pt: is damaged"),
     (
@@ -138,7 +138,7 @@ REFUSED = [  # the command line, what the line on stderr must say
     ("train_mlm.py --corpus good.txt --output taken", "taken/model: is a file; name a folder"),
     # flags of the other scripts
     ("fill_mask.py --model good --top-k 0 [MASK]", "--top-k: needs a whole number from 1"),
-    ("fill_mask.py --model good --score --top-k 3 cat", "--score and --top-k exclude each other"),
+    ("fill_mask.py --model good --score --top-k 3 cat", "--score and --top-k cannot be combined"),
     ("fill_mask.py --model good --tpo-k 3 [MASK]", "unrecognized arguments: --tpo-k"),
     ("fill_mask.py --model good -[MASK]", "write -- before a text that begins with -"),
     ("fill_mask.py --model", "--model: expected one argument"),

@@ -28,7 +28,7 @@ def test_flags_set_its_fields():
         ({"n_layers": 2.0}, "n_layers", "not 2.0"),
         ({"dropout": float("nan")}, "dropout", "not nan"),
         ({"mask_prob": None}, "mask_prob", "not None"),
-        ({"tokenizer": "letters"}, "tokenizer", "take one of word, bpe"),
+        ({"tokenizer": "letters"}, "tokenizer", "use one of word, bpe"),
         ({"d_model": 30, "n_heads": 4}, "d_model", "d_model 30 is not a multiple of n_heads 4"),
         ({"n_heads": 7}, "d_model", "d_model 128 is not a multiple of n_heads 7"),
         ({"tokenizer": "bpe", "vocab_size": 299}, "vocab_size", "too few for 256 bytes"),
@@ -44,7 +44,7 @@ def test_what_no_run_can_have_is_refused_with_its_field(settings, named, message
 def test_a_model_to_start_from_excludes_sizes_even_the_usual_ones():
     for name in INIT_EXCLUDES:
         usual = (SIZES | {"tokenizer": "word", "vocab_size": 30_000})[name]
-        with pytest.raises(InputError, match=f"init and {name} exclude each other"):
+        with pytest.raises(InputError, match=f"init and {name} cannot be combined"):
             TrainConfig(init=Path("model"), **{name: usual})
     assert TrainConfig(init=Path("model"), max_length=20).max_length == 20
 

@@ -77,7 +77,8 @@ def assert_refused_or_of_use(directory, name, content):
             with suppress(InputError):
                 assert all(0 <= word["probability"] <= 1 for mask in filler(text, top_k=3) for word in mask)
             with suppress(InputError):
-                assert filler.score(text.replace(MASK, "cat"))["pseudo_perplexity"] >= 0
+                perplexity = filler.score(text.replace(MASK, "cat"))["pseudo_perplexity"]
+                assert perplexity is None or perplexity >= 0  # None: the model knows no word of the second
 
 
 @short

@@ -91,4 +91,4 @@ def test_training_goes_on_from_a_model_with_vocab_txt_alone(directory, script, t
 
 def test_sizes_and_init_exclude_each_other(directory, script, tmp_path):
     status, _, err = script("train_mlm", "--init", directory, "--tokenizer", "bpe", "--output", tmp_path)
-    assert status == 2 and "init and tokenizer exclude each other: the directory has its own (--tokenizer)" in err
+    assert status == 2 and "init and tokenizer cannot be combined: the directory has its own (--tokenizer)" in err

@@ -45,9 +45,9 @@ def read(path: Path, vocab_size: int, patterns: set[str]) -> Tokenizer:
         for name in PARTS:
             for part in parts_of(content, name):
                 if complaint := refusal(part, name, patterns):
-                    raise InputError(f"its {name} {complaint}; take another model")
+                    raise InputError(f"its {name} {complaint}; use another model")
         if sum(part["type"] != "ByteLevel" for part in parts_of(content, "post_processor")) > 1:
-            raise InputError("its post_processor adds tokens twice, which is not supported; take another model")
+            raise InputError("its post_processor adds tokens twice, which is not supported; use another model")
         try:
             # pass on what has been checked: the library reads duplicate keys, for one, differently
             tokenizer = Tokenizer.from_str(json.dumps(content | {"truncation": None, "padding": None}))
@@ -60,7 +60,7 @@ def read(path: Path, vocab_size: int, patterns: set[str]) -> Tokenizer:
         except BaseException as error:  # this library raises no narrower kind
             raise InputError(f"is not a tokenizer ({error}); download it again") from None
         if vanishing:  # it would be found between all bytes of a text, within characters too
-            raise InputError(f"its normalizer leaves nothing of its token {vanishing[0]!r}; take another model")
+            raise InputError(f"its normalizer leaves nothing of its token {vanishing[0]!r}; use another model")
         if max(ids, default=0) >= vocab_size:
             raise InputError("belongs to another model: its ids do not fit config.json")
     return tokenizer

@@ -226,14 +226,14 @@ def test_what_it_cannot_do_is_refused(script, trained, monkeypatch):
     monkeypatch.setattr(ctranslate2, "get_cuda_device_count", lambda: 0)
     for more, reason in (
         (["--engine-precision", "int8"], "is a setting of the engine ctranslate2 (--engine-precision)"),
-        (["--engine", "ctranslate2", "--device", "cuda"], "none that CTranslate2 can use; take cpu (--device)"),
-        (["--engine", "ctranslate2", "--device", "mps"], "none that CTranslate2 can use; take cpu (--device)"),
-        (["--engine", "ctranslate2", "--engine-precision", "bfloat16"], "no bfloat16; take one of float32, int8"),
+        (["--engine", "ctranslate2", "--device", "cuda"], "none that CTranslate2 can use; use cpu (--device)"),
+        (["--engine", "ctranslate2", "--device", "mps"], "none that CTranslate2 can use; use cpu (--device)"),
+        (["--engine", "ctranslate2", "--engine-precision", "bfloat16"], "no bfloat16; use one of float32, int8"),
         (["--engine", "tensorflow"], "invalid choice: 'tensorflow'"),
     ):
         status, out, err = script("inference", *flags, *more)
         assert (status, out, err.count("\n")) == (2, "", 1) and reason in err
-    with pytest.raises(InputError, match="take one of pytorch, ctranslate2"):
+    with pytest.raises(InputError, match="use one of pytorch, ctranslate2"):
         Translator.load(trained / "model", engine="tensorflow")
     monkeypatch.setitem(sys.modules, "ctranslate2", None)  # as if it were not installed
     status, out, err = script("inference", *flags, "--engine", "ctranslate2")
@@ -262,7 +262,7 @@ def test_a_device_that_fails_is_named(monkeypatch):
 
     monkeypatch.setattr(engine, "searcher", Broken())
     monkeypatch.setattr(engine, "device", "cuda")
-    with pytest.raises(InputError, match=r"fails on device cuda: Library libcublas.so.12 is not found .*; take cpu"):
+    with pytest.raises(InputError, match=r"fails on device cuda: Library libcublas.so.12 is not found .*; use cpu"):
         decode(engine, random_prompts(model, 1), model)
 
 

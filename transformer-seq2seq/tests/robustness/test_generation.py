@@ -232,7 +232,7 @@ def test_keywords_are_the_flags_of_inference(translator, script, trained):
         ({"sample": True, "top_p": 0}, "top_p", "needs a number"),
         ({"n_best": 3}, "n_best", "n_best 3 needs a beam of 3 or more, or sampling"),
         ({"n_best": 3, "beam": 2}, "n_best", "needs a beam of 3"),
-        ({"sample": True, "beam": 2}, "sample", "exclude each other"),
+        ({"sample": True, "beam": 2}, "sample", "cannot be combined"),
         ({"top_k": 3}, "sample", "need sampling"),
         ({"max_length": 17}, "max_length", "the model has 16 positions; lower it"),
     ],

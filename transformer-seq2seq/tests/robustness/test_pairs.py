@@ -251,7 +251,7 @@ def test_a_header_wider_than_the_lines_ends_without_a_traceback(tmp_path, conten
         ("source\ttarget\n", (), "contains no pair"),
         ("a\t\n\tb\n", (), "contains no pair"),
         ("source\ttarget\tsource\na\tb\tc\n", (), "has 2 columns 'source'; choose one by its number"),
-        (HEADER, ("french", None), "has no column 'french'; take one of id, target, source, or 1 to 3"),
+        (HEADER, ("french", None), "has no column 'french'; use one of id, target, source, or 1 to 3"),
         ("a\tb\n", (None, "3"), "has no column '3'"),
         ("a\tb\n", ("0", None), "has no column '0'"),
         ("a\tb\n", ("9" * 5000, None), "has no column '9"),

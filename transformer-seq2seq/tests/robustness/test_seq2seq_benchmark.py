@@ -117,7 +117,7 @@ def test_every_contestant_of_a_device_has_a_name():
         ("generation --model missing", "missing: "),
         (
             "training --d-model 30 --n-heads 4",
-            "d_model 30 is not a multiple of n_heads 4; take 32, or another number of heads (--d-model)",
+            "d_model 30 is not a multiple of n_heads 4; use 32, or another number of heads (--d-model)",
         ),
         ("", "COMMAND"),
     ],

@@ -226,10 +226,10 @@ def test_flags_make_the_configuration():
         ({"d_model": 126}, "d_model 126 is not a multiple of n_heads 4"),
         ({"dropout": 1.0}, "dropout needs a number from 0 to 0.99, not 1.0"),
         ({"max_steps": True}, "max_steps needs a whole number from 1 to 2,147,483,647, not True"),
-        ({"optimizer": "sgd"}, "optimizer is 'sgd'; take one of adam, muon"),
+        ({"optimizer": "sgd"}, "optimizer is 'sgd'; use one of adam, muon"),
         ({"tokenizer": "bpe", "vocab_size": 299}, "299 subwords are too few for 256 bytes"),
-        *(({"init": Path("x"), name: 64}, f"init and {name} exclude each other") for name in ("d_model", "d_ff")),
-        ({"init": Path("x"), "tokenizer": "word"}, "init and tokenizer exclude each other"),
+        *(({"init": Path("x"), name: 64}, f"init and {name} cannot be combined") for name in ("d_model", "d_ff")),
+        ({"init": Path("x"), "tokenizer": "word"}, "init and tokenizer cannot be combined"),
     ],
 )
 def test_settings_are_checked_wherever_they_come_from(settings, reason):
