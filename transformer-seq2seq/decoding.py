@@ -32,6 +32,21 @@ class Hypothesis:
     score: float
     finished: bool
 
+    @classmethod
+    def of(cls, ids: list[int], log_probability: float, eos_id: int, length_penalty: float) -> "Hypothesis":
+        """Make one of all its token ids; the last is </s> if it is finished."""
+        finished, score = ids[-1] == eos_id, log_probability / len(ids) ** length_penalty
+        return cls(ids[:-1] if finished else ids, log_probability, score, finished)
+
+
+def keep_best(found: list[Hypothesis], new: Hypothesis, n: int) -> float:
+    """Add a hypothesis to those of its sentence, of which the best n stay, best first. Return the score that others
+    have to beat: that of the n-th."""
+    found.append(new)
+    found.sort(key=lambda hypothesis: hypothesis.score, reverse=True)
+    del found[n:]
+    return found[-1].score if len(found) == n else -math.inf
+
 
 def top_candidates(
     log_probs: Tensor,
@@ -92,11 +107,11 @@ def generate(
     """Decode a batch: greedily (beam 1), by beam search (Graves 2012; ranked as in Wu et al. 2016, section 7, with
     length**length_penalty as the divisor), or with a Sampler as pick.
 
-    source (B, S) -> for each sentence at most `beam` hypotheses of at most max_length tokens, best first. A
-    sentence leaves the batch when it has `beam` finished hypotheses and no unfinished one, if it ended now, would
-    outrank the last of them. Of the candidates that end, those among the best n
-    finish: a worse one must not end before a better one goes on. Like all beam search it can, if rarely, end below
-    greedy decoding, whose path may have left the beam on the way.
+    source (B, S) -> for each sentence at most `beam` hypotheses of at most max_length tokens, best first. A sentence
+    leaves the batch when it has `beam` finished hypotheses and no unfinished one, if it ended now, would outrank the
+    last of them. Of the candidates that end, those among the best n finish: a worse one must not end before a better
+    one goes on. Like all beam search it can, if rarely, end below greedy decoding, whose path may have left the beam on
+    the way.
 
     Indices: entry b of the batch is sentence[b] of the source and row b of the memory; its beam i is row b n + i of
     the target.
@@ -119,14 +134,10 @@ def generate(
 
         ends = (next_tokens == config.eos_id) | (t == max_length)
         for b, i in ends[:, :n].nonzero().tolist():
-            ids = [*tokens[b, parents[b, i], 1:].tolist(), int(next_tokens[b, i])]
-            found, total = results[sentence[b]], float(totals[b, i])
-            if total > -math.inf:
-                finished = ids[-1] == config.eos_id
-                found.append(Hypothesis(ids[:-1] if finished else ids, total, total / t**length_penalty, finished))
-                found.sort(key=lambda hypothesis: hypothesis.score, reverse=True)
-            del found[n:]
-            to_beat[b] = found[-1].score if len(found) == n else -math.inf
+            if (total := float(totals[b, i])) > -math.inf:
+                ids = [*tokens[b, parents[b, i], 1:].tolist(), int(next_tokens[b, i])]
+                new = Hypothesis.of(ids, total, config.eos_id, length_penalty)
+                to_beat[b] = keep_best(results[sentence[b]], new, n)
 
         open_totals = totals.masked_fill(ends, -math.inf)
         sums, order = (part[:, :n] for part in open_totals.sort(dim=1, descending=True, stable=True))

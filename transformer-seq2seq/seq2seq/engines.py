@@ -183,8 +183,8 @@ class CTranslate2Engine:
         for tokens, score in zip(result.hypotheses, result.scores, strict=True):
             if score == score:
                 ids = [int(token) for token in tokens]
-                total, finished = score * len(ids) ** length_penalty, ids[-1] == self.eos_id
-                found.append(Hypothesis(ids[:-1] if finished else ids, total, score, finished))
+                total = score * len(ids) ** length_penalty
+                found.append(Hypothesis.of(ids, total, self.eos_id, length_penalty))
         return found
 
 
