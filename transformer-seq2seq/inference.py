@@ -170,7 +170,7 @@ def print_scores(outputs: list[str], references: list[tuple[str, ...]], tokenize
 def output_to(path: Path | None) -> Iterator[TextIO]:
     """Yield standard output, or a file that takes its place only when it is complete; a pipe or a device, which cannot
     be replaced, is written to directly."""
-    if path in (None, Path("/dev/stdout")):
+    if path in (None, Path("-"), Path("/dev/stdout")):
         yield sys.stdout
         return
     if path.is_dir():

@@ -2,7 +2,7 @@
 
     python3 train.py                                   the bundled pairs, one to two minutes
     python3 train.py --pairs my.tsv --tokenizer bpe --max-minutes 30 --output my-run
-    python3 train.py --resume                          continue after an interruption
+    python3 train.py --resume                          continue an interrupted run to its limit
 
 Writes to --output (default: samples/ beside this file): model/ (a Hugging Face MarianMT directory), metrics.jsonl
 (a line for every evaluation), watched.jsonl (what the model then makes of the prompts of --watch), metrics.json (the
@@ -18,7 +18,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from seq2seq.common.errors import InputError, plural, warn
 from seq2seq.common.fast_cpu import fast_training
 from seq2seq.common.files import output_lock
 from seq2seq.common.progress import Progress, show_record
-from seq2seq.config import RESUME_INVARIANTS, TrainConfig
+from seq2seq.config import LIMITS, RESUME_INVARIANTS, TrainConfig
 from seq2seq.dataset import Batch, Data, prepare_data
 from seq2seq.explorer.reading import encode_watched, read_watched
 from seq2seq.loss import CHUNK, IGNORE, token_losses
@@ -74,7 +74,7 @@ class Trainer:
     kept: dict[str, Tensor] | None = None  # the weights to keep so far
     watched: dict[str, list[int]] = field(default_factory=dict)  # texts and their ids
     saved: bool = False  # True if there is a checkpoint of this run
-    spares: bool = False  # True if there is one of an unfinished run, which an early interrupt must not replace
+    spares: bool = False  # True if there is one of an earlier run, which an early interrupt must not replace
     interrupt: Interrupt | None = None
     interrupted: bool = False  # True if any process is
 
@@ -182,8 +182,8 @@ class Trainer:
         evaluate_every = min(max(len(batches), 50), 1000)  # steps: an epoch, within limits
         self.interrupt, self.started, saved = interrupt, time.monotonic() - progress.seconds, progress.seconds
         if budget.fraction(progress.step, progress.seconds) < 1:
-            limits = {name: getattr(config, name) for name in ("epochs", "max_steps", "max_minutes", "precision")}
-            progress.begin_part(**limits, device=context.device.type, processes=context.world_size)
+            conditions = {name: getattr(config, name) for name in (*LIMITS, "precision")}
+            progress.begin_part(**conditions, device=context.device.type, processes=context.world_size)
         else:
             warn("this run has used up its budget already; to go on, give more --epochs, --max-steps or --max-minutes")
         self.adopt_status(*context.all_reduce(*self.local_status()))
@@ -241,22 +241,20 @@ def build_trainer(config: TrainConfig, context: DistributedContext) -> Trainer:
     with context.main_process_first():
         model = tokenizer = None
         if config.init:
-            model, tokenizer = marian.load(config.init, context.device)
+            model, tokenizer = marian.load(config.init, context.device, "init")
             if model.config.pad_id != model.config.vocab_size - 1:
                 raise InputError(
                     f"{config.init}: <pad> is not the last id; this model can be used, but not trained here"
                 )
-            config = replace(config, max_length=min(config.max_length, model.config.max_length))
+            config = config.within(model.config.max_length)
         data = prepare_data(config, tokenizer, last)
     if model is None:
         torch.manual_seed(config.seed)
         model = Transformer(config.model_config(data.tokenizer.get_vocab_size(), data.tokenizer.token_to_id(PAD)))
-    spares = not last and checkpoint.is_unfinished(config.checkpoint, config.output / "metrics.json")
-    if spares:
-        warn(f"{config.checkpoint}: overwriting the checkpoint of an unfinished run (use --resume to continue it)")
+    spares = not last and checkpoint.warn_of_overwriting(config.checkpoint, config.output / "metrics.json")
     if config.init and config.init.resolve() == (config.output / "model").resolve():
         warn(f"{config.init}: this model is replaced when the run ends; another --output keeps it")
-    config = config.resolve(context.device, len(data.train.target.ids))
+    config = config.resolve(context.device, len(data.train.target.ids), last and last["progress"]["parts"][-1])
     trainer = Trainer(config, context, data, model.to(context.device), spares=spares)
     trainer.watched = encode_watched(config, trainer.model, data.tokenizer)
     if last:
@@ -284,7 +282,10 @@ def train(config: TrainConfig, context: DistributedContext) -> None:
     interrupt.release()
     if trainer.interrupted or interrupt.requested:
         raise KeyboardInterrupt(f"interrupted; the model so far is in {directory}; continue with --resume")
-    write_report(trainer.model, data, trainer.progress, config.output)
+    try:
+        write_report(trainer.model, data, trainer.progress, config.output)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; the model is in {directory}; --resume writes the report") from None
     print(f"\nThe model is in {directory}")
 
 

@@ -72,22 +72,23 @@ def warn_of_left_out(n_kept: int, n_left_out: int, sentences: Iterable[str]) -> 
         first = next(iter(sentences))
         raise InputError(
             f"the tokenizer knows no word in sentences such as {first[:40]!r}, so there is nothing to hide; name "
-            "another text, or use subwords",
+            "another text, or train a new model with subwords",
             "tokenizer",
         )
     if n_left_out:
         warn(f"left out {n_left_out} of {n_kept + n_left_out} passages, in which the tokenizer knows no word")
 
 
-def cover(held_out: Sequence[str], tokenizer: Tokenizer) -> Coverage:
-    """Measure how the vocabulary covers held-out text; warn of unknown tokens, which no figure shows."""
+def cover(held_out: Sequence[str], tokenizer: Tokenizer, init: bool = False) -> Coverage:
+    """Measure how the vocabulary, which is that of a model to start from if init is True, covers held-out text; warn of
+    unknown tokens, which no figure shows."""
     texts, ids = held_out[:MAX_TEXTS], []
     with text_alone(tokenizer):
         for some in chunks(texts):
             encodings = tokenizer.encode_batch_fast(some, add_special_tokens=False)
             ids += [token for encoding in encodings for token in encoding.ids]
     coverage = Coverage.of(texts, np.array(ids, dtype=np.int64), tokenizer.token_to_id(UNK))
-    coverage.warn("held-out tokens", ", and left out of all figures")
+    coverage.warn("held-out tokens", ", and left out of all figures", init)
     return coverage
 
 
@@ -243,7 +244,7 @@ def prepare_data(
     if held_out_path and metadata.n_left_out:
         warn(f"left {metadata.n_left_out} sentences out of training, as they are in {held_out_path}")
     train = MLMDataset.on_disk(store, tokenizer)
-    coverage = cover(text.held_out, tokenizer)
+    coverage = cover(text.held_out, tokenizer, config.init is not None)
     return Data(tokenizer, text, metadata.n_sentences, train, held_out, coverage, *tests, key)
 
 

@@ -1,7 +1,9 @@
 """What train.py and inference.py can be told: their flags are made from the fields of these two classes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -9,7 +11,7 @@ from transformer import Transformer, TransformerConfig
 
 from . import marian
 from .common.command_line import check_fields, flag, float_in, int_in
-from .common.errors import InputError
+from .common.errors import InputError, warn
 from .common.fast_cpu import best_precision
 
 FOLDER = Path(__file__).parents[1]  # where the scripts, data/ and samples/ are
@@ -23,6 +25,7 @@ SIZES = {one.name: one.default for one in fields(TransformerConfig)}
 SIZES["n_layers"] = SIZES["n_encoder_layers"]
 # settings of the model, which --init brings along
 INIT_EXCLUDES = "tokenizer", "vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "dropout"
+LIMITS = "epochs", "max_steps", "max_minutes"
 # settings that stay the same when a run is resumed
 RESUME_INVARIANTS = "seed", "batch_tokens", "optimizer", "learning_rate", "warmup_steps", "label_smoothing"
 
@@ -154,14 +157,27 @@ class TrainConfig:
         """The file to resume from."""
         return self.output / "checkpoint.pt"
 
-    def resolve(self, device: torch.device, n_target_tokens: int) -> "TrainConfig":
-        """Return the settings with those filled in that depend on other settings, the device and the text."""
-        unlimited = self.epochs is self.max_steps is self.max_minutes is None
+    def within(self, most: int) -> "TrainConfig":
+        """Return the settings for a model to start from that takes at most `most` tokens."""
+        if self.max_length <= most:
+            return self
+        if self.max_length != SIZES["max_length"]:
+            warn(f"{self.init}: this model takes at most {most} tokens, which is the limit of this run", "max_length")
+        return replace(self, max_length=most)
+
+    def resolve(
+        self, device: torch.device, n_target_tokens: int, last_part: Mapping[str, Any] | None = None
+    ) -> "TrainConfig":
+        """Return the settings with those filled in that depend on other settings, the device and the text. last_part:
+        the conditions of the run to resume, whose limits hold on if no others are given."""
+        limits = {name: getattr(self, name) for name in LIMITS}
+        if set(limits.values()) == {None}:
+            limits |= {name: last_part[name] for name in LIMITS} if last_part else {"epochs": DEFAULT_EPOCHS}
         # on a CPU, in runs of some minutes, small batches taught more and were hardly slower
         large = device.type != "cpu" and n_target_tokens > 100 * LARGE_BATCH
         return replace(
             self,
-            epochs=DEFAULT_EPOCHS if unlimited else self.epochs,
+            **limits,
             batch_tokens=self.batch_tokens or (LARGE_BATCH if large else SMALL_BATCH),
             learning_rate=self.learning_rate or (INIT_LEARNING_RATE if self.init else LEARNING_RATE),
             precision=self.precision or best_precision(device),

@@ -128,16 +128,17 @@ def all_too_long(max_length: int) -> InputError:
 
 
 def cover(
-    held_out: Sequence[Pair], tokenizer: Tokenizer | MarianTokenizer, max_length: int
+    held_out: Sequence[Pair], tokenizer: Tokenizer | MarianTokenizer, max_length: int, init: bool = False
 ) -> tuple[Coverage, Coverage]:
-    """Measure how the vocabulary covers held-out sources and targets that fit; warn where no output can be right."""
+    """Measure how the vocabulary, which is that of a model to start from if init is True, covers held-out sources and
+    targets that fit; warn where no output can be right."""
     parts, found = list(tokenize(held_out[:MAX_TEXTS], tokenizer, max_length)), []
     for side in SIDES:
         ids, *_ = concatenate(getattr(part, side) for part in parts)
         words = ids[ids != tokenizer.token_to_id(EOS)]  # the end is no part of a word
         texts = (getattr(pair, side) for part in parts for pair in part.pairs)
         coverage = Coverage.of(texts, words, tokenizer.token_to_id(UNK))
-        coverage.warn(f"held-out {side} tokens")
+        coverage.warn(f"held-out {side} tokens", init=init)
         found.append(coverage)
     return found[0], found[1]
 
@@ -232,7 +233,7 @@ def prepare_data(
         pairs,
         train,
         held_out,
-        cover(pairs.held_out, tokenizer, config.max_length),
+        cover(pairs.held_out, tokenizer, config.max_length, config.init is not None),
         key,
     )
 

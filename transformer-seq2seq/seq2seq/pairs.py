@@ -86,7 +86,7 @@ def find_column(wanted: str, header: Sequence[str], setting: str) -> int:
         return int(wanted) - 1
     numbers = f"1 to {len(header)}"
     numbered = list(header) == [str(i + 1) for i in range(len(header))]
-    there = numbers if numbered else f"one of {', '.join(header)}, or {numbers}"
+    there = numbers if numbered else f"one of {', '.join(name[:30] for name in header)}, or {numbers}"
     raise InputError(f"has no column {wanted!r}; use {there}", setting)
 
 
@@ -178,7 +178,9 @@ class PairFile:
                 quoted=is_quoted(sample),
             )
             if not layout.n_pairs:
-                raise InputError("contains no pair; separate a source and a target by a tab")
+                empty_sides = "in every line the source or the target is empty; give both"
+                one_column = "separate a source and a target by a tab"
+                raise InputError(f"contains no pair; {empty_sides if layout.n_empty else one_column}")
         return layout
 
     def check_numbers(self, rows: list[list[str]], chosen: tuple[int, int]) -> None:

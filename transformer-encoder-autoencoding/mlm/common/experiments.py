@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from .command_line import Interrupt, Parser, add_flags, explain, flag_name, int_in, pick_device
 from .errors import InputError, warn
-from .files import fingerprint, make_output_folder, write_text
+from .files import fingerprint, output_lock, write_text
 
 DEFAULT = "default"
 
@@ -126,7 +126,11 @@ class Study:
             if one.name in self.own_flags and (value := getattr(args, one.name)) != one.default:
                 values = value if isinstance(value, list) else [value]
                 args.flags += map(str, [flag_name(one.name), *values])
-                args.files += [path for path in values if isinstance(path, Path) and path.is_file()]
+                args.files += [path for path in values if isinstance(path, Path)]
+        for path in args.files:
+            if path.name in self.ablations and not path.exists():
+                parser.error(f"{path}: no such file; names of ablations stand before the flags")
+        args.files = [path for path in args.files if path.is_file()]  # where others fail, a run says why
         for name in args.names:
             if name not in self.ablations:
                 parser.error(f"no ablation is called {name!r}; there are {', '.join(self.ablations)}")
@@ -142,37 +146,47 @@ class Study:
         (self.own if args.files else self).run(args, work)
 
     def run(self, args: argparse.Namespace, work: Work) -> None:
-        """Do the runs that the flags ask for."""
+        """Do the runs that the flags ask for. With --resume, the table and the picture also show the finished runs of
+        other ablations."""
         device = pick_device(args.device).type
-        usual = [name for name, entry in self.ablations.items() if not entry.is_exchange]
-        names = list(dict.fromkeys([DEFAULT, *(args.names or usual)]))
         text = args.flags, [fingerprint(path)["sha256"] for path in args.files]
-        jobs = [Job(name, seed, args.epochs, device, *text) for seed in range(args.seeds) for name in names]
-        make_output_folder(args.output)
+        order = list(dict.fromkeys([DEFAULT, *self.ablations]))
+        jobs = [Job(name, seed, args.epochs, device, *text) for seed in range(args.seeds) for name in order]
+        asked = {DEFAULT, *(args.names or self.usual)}
         path = args.output / "ablations.jsonl"
-        results, others = read_results(path, jobs, self.measures) if args.resume else ([], [])
-        if not args.resume and path.exists() and path.stat().st_size:
-            warn(f"{path}: the first run that ends replaces what is there (--resume keeps it)")
-        path.touch()  # a file that cannot be written is found now, not after the first run
-        finished = {(result["name"], result["seed"]) for result in results}
-        missing = [job for job in jobs if (job.name, job.seed) not in finished]
-        with tqdm(total=args.epochs * len(missing), unit="epoch", dynamic_ncols=True, disable=None) as bar:
-            for result in run_in_processes(work, missing, torch.get_num_threads(), bar.update):
-                results = sorted([*results, result], key=lambda r: (names.index(r["name"]), r["seed"]))
-                write_results([*others, *results], path)
-                shown = ", ".join(f"{head} {result[key]:{form}}" for key, (head, form) in self.measures.items())
-                tqdm.write(f"{result['name']}, seed {result['seed']}: {shown}")
-        if results:
-            self.write(results, args)
-            print(f"\n{table(results, self.measures)}")
-        if len(results) < len(jobs):
-            raise KeyboardInterrupt(
-                f"interrupted; {len(results)} of {len(jobs)} runs are finished; resume with --resume"
-            )
+        with output_lock(args.output):
+            results, others = read_results(path, jobs, self.measures) if args.resume else ([], [])
+            path.touch()  # a file that cannot be written is found now, not after the first run
+            if not path.stat().st_size:
+                path.unlink()
+            elif not args.resume:
+                warn(f"{path}: the first run that ends replaces what is there (--resume keeps it)")
+            finished = {(result["name"], result["seed"]) for result in results}
+            missing = [job for job in jobs if job.name in asked and (job.name, job.seed) not in finished]
+            left = len(missing)
+            with tqdm(total=args.epochs * left, unit="epoch", dynamic_ncols=True, disable=None) as bar:
+                for result in run_in_processes(work, missing, torch.get_num_threads(), bar.update):
+                    results = sorted([*results, result], key=lambda r: (order.index(r["name"]), r["seed"]))
+                    write_results([*others, *results], path)
+                    shown = ", ".join(f"{head} {result[key]:{form}}" for key, (head, form) in self.measures.items())
+                    tqdm.write(f"{result['name']}, seed {result['seed']}: {shown}")
+                    left -= 1
+            if results:
+                self.write(results, args)
+                print(f"\n{table(results, self.measures)}")
+        if left:
+            total = args.seeds * len(asked)
+            raise KeyboardInterrupt(f"interrupted; {total - left} of {total} runs are finished; resume with --resume")
+
+    @property
+    def usual(self) -> list[str]:
+        """The names of the ablations that run beside the default if none is named."""
+        return [name for name, entry in self.ablations.items() if not entry.is_exchange and name != DEFAULT]
 
     def write(self, results: list[dict], args: argparse.Namespace) -> None:
         """Write the table, and the picture if the default is there to compare with."""
-        command = " ".join([f"python3 {Path(sys.argv[0]).name}", *args.names])
+        names = [name for name in dict.fromkeys(result["name"] for result in results) if name != DEFAULT]
+        command = " ".join([f"python3 {Path(sys.argv[0]).name}", *([] if names == self.usual else names)])
         for name, value, usual in (("seeds", args.seeds, self.seeds), ("epochs", args.epochs, self.epochs)):
             command += f" --{name} {value}" if value != usual else ""
         command = f"{command} {shlex.join(results[0].get('flags', []))}".rstrip()  # older rows have none

@@ -23,6 +23,7 @@ from masking import IGNORE
 from mlm.common import experiments
 from mlm.common.distributed import DistributedContext
 from mlm.common.experiments import Ablation, Job, table, write_results
+from mlm.common.files import output_lock
 
 FOLDER = Path(__file__).parents[2]
 LAB = (FOLDER / "LAB.md").read_text(encoding="utf-8")
@@ -369,6 +370,11 @@ def test_a_resumed_run_keeps_what_it_was_not_asked_for(script, ablations, tmp_pa
     lines = (tmp_path / "ablations.jsonl").read_text().splitlines()
     found = sorted((line["name"], line["seed"], line["epochs"]) for line in map(json.loads, lines))
     assert found == [("default", 0, 1), ("default", 1, 1), ("no-scale", 0, 1), ("no-scale", 5, 9)]
+    text = (tmp_path / "ablations.md").read_text(encoding="utf-8")  # shows all that is measured alike
+    assert text.startswith("`python3 ablations.py no-scale --seeds 2 --epochs 1`") and "\n| no-scale " in text
+    with output_lock(tmp_path):
+        status, _, err = script("ablations", "default", *flags)
+    assert status == 2 and "another run is writing there" in err
     status, _, err = script("ablations", "default", *flags[:-1])
     assert status == 0 and "ablations.jsonl: the first run that ends replaces what is there (--resume keeps it)" in err
     assert len((tmp_path / "ablations.jsonl").read_text().splitlines()) == 2

@@ -92,6 +92,7 @@ REFUSED = [  # the command line, what the line on stderr must say
     ("train_mlm.py --corpus good.txt --held-out missing.txt", "missing.txt: no such file"),
     ("train_mlm.py --corpus good.txt --held-out same.txt", "all training sentences are held out; nothing is left"),
     ("train_mlm.py --corpus good.txt --held-out strange.txt", "the tokenizer knows no word in sentences such as 'zebr"),
+    ("ablations.py --corpus good.txt no-positions", "no-positions: no such file; names of ablations stand before the"),
     ("train_mlm.py --corpus strange.txt --init good", "the tokenizer knows no word in sentences such as"),
     # cloze files
     ("train_mlm.py --corpus absent.txt", "absent.cloze.tsv, line 2: needs a sentence, a word that it has once"),

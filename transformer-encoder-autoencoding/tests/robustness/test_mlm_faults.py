@@ -246,7 +246,8 @@ def test_a_run_that_did_not_end_is_not_overwritten_without_a_word(interrupted, c
     for age in (-1, 5, 60):  # seconds that the figures are older; the files of a copy are of any order
         os.utime(folder / "metrics.json", (written - age, written - age))
         begin()
-        assert ("unfinished run" in capsys.readouterr().err) == (age == 60)
+        warning = capsys.readouterr().err
+        assert ("an unfinished run" in warning, "the run that ended" in warning) == (age == 60, age < 60)
 
 
 class AfterSteps:
@@ -277,21 +278,23 @@ def test_an_interrupt_before_the_first_evaluation_leaves_the_model_of_before(fla
     assert (tmp_path / "other" / "model" / "model.safetensors").is_file()
 
 
-def test_an_early_interrupt_spares_the_checkpoint_of_an_unfinished_run(flags, tmp_path, script, monkeypatch):
+@pytest.mark.parametrize("ended", [False, True])
+def test_an_early_interrupt_spares_an_earlier_run(flags, tmp_path, script, monkeypatch, ended):
     """Who has forgotten --resume, sees the warning and presses Ctrl-C, has lost nothing."""
     out = tmp_path / "out"
-    monkeypatch.setattr(train_mlm, "Interrupt", lambda: AfterSteps(EVERY + 2))
-    assert script("train_mlm", *flags(out))[0] == 130
+    if not ended:
+        monkeypatch.setattr(train_mlm, "Interrupt", lambda: AfterSteps(EVERY + 2))
+    assert script("train_mlm", *flags(out))[0] == (0 if ended else 130)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     monkeypatch.setattr(train_mlm, "Interrupt", lambda: AfterSteps(2))
     status, _, err = script("train_mlm", *flags(out), "--seed", 1)
     warning, *_, last = err.splitlines()
-    assert status == 130 and "overwriting the checkpoint of an unfinished run" in warning
+    assert status == 130 and ("replacing the run that ended" if ended else "of an unfinished run") in warning
     assert last.endswith(f"{out / 'model'} is as it was, and so is the checkpoint beside it")
     after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.parent.name != "tokens"}
     assert after == {path: content for path, content in before.items() if path in after}
     assert {path.name for path in after} >= {"checkpoint.pt", "metrics.jsonl", "config.json"}
-    assert script("train_mlm", *flags(out), "--resume")[0] == 130  # after two more steps
+    assert ended or script("train_mlm", *flags(out), "--resume")[0] == 130  # after two more steps
 
 
 def test_an_interrupt_of_the_report_leaves_no_figures_of_another_model(flags, tmp_path, script, monkeypatch):
@@ -302,7 +305,8 @@ def test_an_interrupt_of_the_report_leaves_no_figures_of_another_model(flags, tm
         raise KeyboardInterrupt
 
     monkeypatch.setattr("mlm.report.compare", interrupted)
-    assert script("train_mlm", *flags(out), "--seed", 1)[0] == 130
+    status, _, err = script("train_mlm", *flags(out), "--seed", 1)
+    assert status == 130 and err.endswith(f"interrupted; the model is in {out / 'model'}; --resume writes the report\n")
     assert not (out / "metrics.json").exists()
 
 

@@ -22,6 +22,18 @@ def is_unfinished(path: Path, made: Path) -> bool:
     return path.exists() and not (made.exists() and made.stat().st_mtime >= path.stat().st_mtime - COPYING)
 
 
+def warn_of_overwriting(path: Path, figures: Path) -> bool:
+    """Warn that a new run overwrites an earlier one's checkpoint, if there is one, and return True then. figures: what
+    a run writes at its very end."""
+    if not path.exists():
+        return False
+    if is_unfinished(path, figures):
+        warn(f"{path}: overwriting the checkpoint of an unfinished run (use --resume to continue it)")
+    else:
+        warn(f"{path.parent}: replacing the run that ended there (--resume continues it, another --output keeps it)")
+    return True
+
+
 def previous(path: Path) -> Path:
     """Return the path of the checkpoint before the last one."""
     return path.with_name(f"{path.stem}.before{path.suffix}")

@@ -34,7 +34,12 @@ class Coverage:
     def __str__(self) -> str:
         return f"{self.n_tokens / max(1, self.n_words):.2f} tokens a word, {self.unknown:.1%} unknown"
 
-    def warn(self, tokens: str, effect: str = "") -> None:
-        """Warn if many tokens are unknown. tokens: what to call them; effect: what comes of it."""
+    def warn(self, tokens: str, effect: str = "", init: bool = False) -> None:
+        """Warn if many tokens are unknown. tokens: what to call them; effect: what comes of it; init: True if the
+        vocabulary is that of a model to start from."""
         if self.n_unknown > max(FEW, MAX_UNKNOWN * self.n_tokens):
-            warn(f"{self.unknown:.0%} of the {tokens} are unknown{effect}; with subwords (bpe), none is", "tokenizer")
+            unknown = f"{self.unknown:.0%} of the {tokens} are unknown{effect}"
+            if init:
+                warn(f"{unknown}; the vocabulary is that of the model to start from", "init")
+            else:
+                warn(f"{unknown}; with subwords (bpe), none is", "tokenizer")

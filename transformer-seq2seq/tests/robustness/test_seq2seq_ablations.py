@@ -23,6 +23,7 @@ from decoding import generate
 from seq2seq.common import experiments
 from seq2seq.common.distributed import DistributedContext
 from seq2seq.common.experiments import Ablation, Job, table, write_results
+from seq2seq.common.files import output_lock
 from seq2seq.config import TrainConfig
 from seq2seq.loss import IGNORE
 from transformer import Attentions, Cache, DecoderLayer, causal_mask, padding_mask
@@ -478,6 +479,11 @@ def test_a_resumed_run_keeps_what_it_was_not_asked_for(script, ablations, tmp_pa
     lines = (tmp_path / "ablations.jsonl").read_text().splitlines()
     found = sorted((line["name"], line["seed"], line["epochs"]) for line in map(json.loads, lines))
     assert found == [("default", 0, 1), ("default", 1, 1), ("no-scale", 0, 1), ("no-scale", 5, 9)]
+    text = (tmp_path / "ablations.md").read_text(encoding="utf-8")  # shows all that is measured alike
+    assert text.startswith("`python3 ablations.py no-scale --seeds 2 --epochs 1`") and "\n| no-scale " in text
+    with output_lock(tmp_path):
+        status, _, err = script("ablations", "default", *flags)
+    assert status == 2 and "another run is writing there" in err
 
 
 def test_a_text_that_has_changed_is_another(script, ablations, tmp_path, monkeypatch, training, write_pairs):

@@ -117,6 +117,7 @@ REFUSED = [  # the command line, what the line on stderr must say
     ("train.py --pairs good.tsv --resume", "checkpoint.pt: no checkpoint here to resume from; run without"),
     ("train.py --pairs good.tsv --output garbage --resume", "checkpoint.pt: is damaged"),
     ("train.py --pairs good.tsv --init missing", "missing: no model here"),
+    ("ablations.py --pairs good.tsv no-positions", "no-positions: no such file; names of ablations stand before the"),
     ("train.py --pairs good.tsv --init caf\udce9", "the name is not UTF-8"),
     # flags of training; for those with numbers see below
     ("train.py --pairs", "--pairs: expected at least one argument"),

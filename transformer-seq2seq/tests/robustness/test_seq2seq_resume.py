@@ -42,7 +42,8 @@ def begin(tmp_path, write_pairs, training, held_out, sizes):
     def make(*flags, pairs=None):
         files = ["--pairs", write_pairs(tmp_path / "pairs.tsv", pairs or training)]
         files += ["--held-out", write_pairs(tmp_path / "held.tsv", held_out), "--output", tmp_path / "out"]
-        config, _ = train.parse_args(list(map(str, [*files, *sizes, "--max-steps", 60, *flags])))
+        limit = [] if "--resume" in flags else ["--max-steps", 60]  # which a resumed run keeps
+        config, _ = train.parse_args(list(map(str, [*files, *sizes, *limit, *flags])))
         return train.build_trainer(config, DistributedContext(CPU))
 
     return make

@@ -251,6 +251,19 @@ def test_what_is_not_set_follows_the_device_and_the_text():
     assert all(getattr(TrainConfig(), name) is None for name in INIT_EXCLUDES)
 
 
+def test_a_resumed_run_keeps_its_limits_unless_others_are_given():
+    last = {"from_step": 0, "epochs": None, "max_steps": 7, "max_minutes": None, "precision": "fp32"}
+    found = [one.resolve(torch.device("cpu"), 1, last) for one in (TrainConfig(), TrainConfig(epochs=2))]
+    assert [(one.epochs, one.max_steps, one.max_minutes) for one in found] == [(None, 7, None), (2, None, None)]
+
+
+def test_a_model_to_start_from_limits_the_length(capsys):
+    usual, longer = TrainConfig(init=Path("marian")), TrainConfig(init=Path("marian"), max_length=300)
+    assert usual.within(512) is usual and usual.within(16).max_length == 16
+    assert capsys.readouterr().err == ""
+    assert longer.within(16).max_length == 16 and "takes at most 16 tokens" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------------------------------------ text
 
 

@@ -231,7 +231,7 @@ class AttentionMap {
   drawTable(pen, cellWidth, cellHeight) {
     const gap = cellWidth > 20 ? 1 : 0.5;
     const forbidden = hatch(pen);
-    pen.font = `11px ${getComputedStyle(document.body).fontFamily}`;
+    pen.font = `12px ${getComputedStyle(document.body).fontFamily}`;
     pen.textAlign = "center";
     pen.textBaseline = "middle";
     this.forEachCell((row, column) => {
