@@ -42,7 +42,8 @@ class Pair:
 class Layout:
     """The result of scanning a file: the number of columns in most lines; the columns of source, target and kind,
     from 0; True if the first line is a header; the number of lines below it, and how many of them have another
-    number of columns, or an empty side; True if the file seems to be quoted. Blank lines do not count."""
+    number of columns, or an empty side; True if the file seems to be quoted; the number of the first line with another
+    number of columns. Blank lines do not count."""
 
     width: int
     source: int
@@ -53,6 +54,7 @@ class Layout:
     n_odd: int
     n_empty: int
     quoted: bool = False
+    first_odd: int | None = None
 
     @property
     def n_pairs(self) -> int:
@@ -122,16 +124,17 @@ class PairFile:
         """The SHA-256 of the file and its size in bytes and in lines."""
         return text_fingerprint(self.path)
 
-    def rows(self) -> Iterator[list[str]]:
-        """Yield the columns of each line that is not blank, the header's too."""
+    def rows(self) -> Iterator[tuple[int, list[str]]]:
+        """Yield the number and the columns of each line that is not blank, the header's too."""
         with open_text(self.path) as stream:
-            yield from (line.split("\t") for _, line in numbered_lines(stream, str(self.path)) if line.strip())
+            yield from ((i, line.split("\t")) for i, line in numbered_lines(stream, str(self.path)) if line.strip())
 
     @cached_property
     def layout(self) -> Layout:
         """The layout of the file, found by scanning it once."""
         rows = self.rows()
-        header = [name.strip() for name in next(rows, [])]
+        number, first = next(rows, (0, []))
+        header = [name.strip() for name in first]
         lower = [name.casefold() for name in header]
         named = any(not name.isdecimal() for name in self.names if name) or {"source", "target"} <= set(lower)
         with naming(self.path):
@@ -143,10 +146,12 @@ class PairFile:
                 source, target = (int(name[:9]) - 1 for name in (self.names[0] or "1", self.names[1] or "2"))
         widths, empty = Counter([len(header)] if named else []), Counter()
         sample: list[list[str]] = []
-        for row in rows if named else chain([header], rows):
+        first_of: dict[int, int] = {}  # the first line of each width
+        for i, row in rows if named else chain([(number, header)], rows):
             if len(sample) < SAMPLE_LINES:
                 sample.append([field[:1000] for field in row])
             widths[len(row)] += 1
+            first_of.setdefault(len(row), i)
             if is_empty(row, source) or is_empty(row, target):
                 empty[len(row)] += 1
         with naming(self.path):
@@ -176,6 +181,7 @@ class PairFile:
                 n_odd=widths.total() - widths[width],
                 n_empty=empty[width],
                 quoted=is_quoted(sample),
+                first_odd=min((i for columns, i in first_of.items() if columns != width), default=None),
             )
             if not layout.n_pairs:
                 empty_sides = "in every line the source or the target is empty; give both"
@@ -203,7 +209,7 @@ class PairFile:
         return source, target
 
     def __iter__(self) -> Iterator[Pair]:
-        for row in islice(self.rows(), int(self.layout.header), None):
+        for _, row in islice(self.rows(), int(self.layout.header), None):
             if pair := self.layout.pair(row):
                 yield pair
 
@@ -212,7 +218,8 @@ def warn_of_skipped(path: Path, layout: Layout) -> None:
     """Say how many lines of a file are skipped, and if it looks quoted."""
     lines = f"of {layout.n_lines} lines"
     if layout.n_odd:
-        warn(f"{path}: skipped {layout.n_odd} {lines}: most lines have {layout.width} columns, these do not")
+        where = f"the first is line {layout.first_odd}"
+        warn(f"{path}: skipped {layout.n_odd} {lines}: most have {layout.width} columns, these do not; {where}")
     if layout.quoted:
         warn(
             f"{path}: looks quoted, as spreadsheets and csv.writer do it, but quotes are learnt as text; save it "

@@ -32,6 +32,8 @@ def check_name(path: Path) -> None:
 
 def check_writable(path: Path) -> None:
     """Refuse an output folder that cannot be written to, or cannot be made."""
+    if path.is_symlink() and not path.exists():
+        raise InputError(f"{path}: is a broken link; name a folder that can be written to", "output")
     try:
         place = next(folder for folder in (path, *path.parents) if folder.exists())
         tempfile.TemporaryFile(dir=place).close()

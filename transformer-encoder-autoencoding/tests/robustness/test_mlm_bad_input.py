@@ -76,6 +76,7 @@ REFUSED = [  # the command line, what the line on stderr must say
     ("train_mlm.py --corpus missing.txt", "missing.txt: no such file; name a text file"),
     ("train_mlm.py --corpus folder", "folder: is a folder; name a text file"),
     ("train_mlm.py --corpus nowhere.txt", "nowhere.txt: a broken link; name a text file"),
+    ("train_mlm.py --corpus good.txt --output nowhere.txt", "nowhere.txt: is a broken link; name a folder"),
     ("train_mlm.py --corpus locked.txt", "locked.txt: Permission denied; change its permissions"),
     ("train_mlm.py --corpus file/below.txt", "file/below.txt: no such file"),
     (f"train_mlm.py --corpus {'x' * 300}", "File name too long"),

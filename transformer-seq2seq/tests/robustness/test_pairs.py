@@ -177,7 +177,7 @@ def test_lines_with_other_columns_and_empty_sides_are_counted(tmp_path, capsys):
     content = "a\tb\nc\td\nonly\ne\tf\nx\ty\tz\n \tg\nh\t\ni\tj\n"
     assert read(tmp_path, content) == [("a", "b"), ("c", "d"), ("e", "f"), ("i", "j")]
     odd, empty = capsys.readouterr().err.splitlines()
-    assert "pairs.tsv: skipped 2 of 8 lines: most lines have 2 columns, these do not" in odd
+    assert "pairs.tsv: skipped 2 of 8 lines: most have 2 columns, these do not; the first is line 3" in odd
     assert "pairs.tsv: skipped 2 of 8 lines: their source or target is empty" in empty
 
 

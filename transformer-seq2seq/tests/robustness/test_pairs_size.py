@@ -140,7 +140,7 @@ def test_what_is_read_from_disk_is_what_is_made_in_memory(files, tokenizer, tmp_
     on_disk.source.release()
     same_batches(on_disk, in_memory)
     assert on_disk.batch(np.array([0])).labels[0, -1] == 0 != IGNORE
-    layout = Layout(width=3, source=0, target=1, kind=2, header=True, n_lines=305, n_odd=1, n_empty=1)
+    layout = Layout(width=3, source=0, target=1, kind=2, header=True, n_lines=305, n_odd=1, n_empty=1, first_odd=305)
     assert Metadata.from_dict(tokens.read()) == metadata == Metadata([], [layout], 300)
 
 

@@ -80,6 +80,7 @@ REFUSED = [  # the command line, what the line on stderr must say
     ("train.py --pairs ''", "--pairs: needs a path, not ''"),
     ("train.py --pairs good.tsv --output ''", "--output: needs a path, not ''"),
     ("train.py --pairs nowhere.txt", "nowhere.txt: a broken link; name a text file"),
+    ("train.py --pairs good.tsv --output nowhere.txt", "nowhere.txt: is a broken link; name a folder"),
     ("train.py --pairs locked.txt", "locked.txt: Permission denied; change its permissions"),
     ("train.py --pairs file/below.tsv", "file/below.tsv: no such file"),
     (f"train.py --pairs {'x' * 300}", "File name too long"),
