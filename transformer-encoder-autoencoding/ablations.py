@@ -77,7 +77,7 @@ training sentences, none hidden, that the model names when asked what stands the
     ),
     defaults={"learning_rate": f"{LEARNING_RATE:g}"},
 )
-study.own = replace(
+study.own = replace(  # it shares the dict of ablations, which the functions below fill
     study,
     measures={
         "train_loss": ("training loss", ".3f"),
@@ -289,7 +289,7 @@ def ask(trainer: Trainer, clozes: Sequence[EncodedCloze]) -> tuple[Answers, floa
 
 def recall(trainer: Trainer) -> dict[str, float]:
     """Return the loss and the accuracy on key words of the training sentences."""
-    answers, share = ask(trainer, trainer.data.recall_clozes)
+    answers, share = ask(trainer, trainer.data.recall_tests)
     return {"recall_loss": answers.loss, "recall": share}
 
 
@@ -335,7 +335,7 @@ def experiment(job: Job, epoch_done: Callable[[], None]) -> dict:
         curve, stopped = learn(trainer, job.epochs, score_held_out if own else recall, epoch_done)
         measures = {}
         if not own:
-            combinations = [test for test in trainer.data.held_out_clozes if test.cloze.kind == "combination"]
+            combinations = [test for test in trainer.data.held_out_tests if test.cloze.kind == "combination"]
             measures = {"combinations": ask(trainer, combinations)[1], "visible": visible_words(trainer)}
         del trainer  # and its memory maps: Windows removes no mapped file
     return {**vars(job), "stopped": stopped, **curve[-1], **measures, "curve": curve}

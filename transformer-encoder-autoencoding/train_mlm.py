@@ -190,7 +190,8 @@ class Trainer:
         batches = self.batches(progress.epoch)
         budget = Budget.of(config.epochs, config.max_steps, config.max_minutes, len(batches))
         evaluate_every = min(max(len(batches), 50), 1000)  # steps: an epoch, within limits
-        self.interrupt, self.started, saved = interrupt, time.monotonic() - progress.seconds, progress.seconds
+        self.interrupt, last_save = interrupt, progress.seconds
+        self.started = time.monotonic() - progress.seconds  # as if there had been no break
         if budget.fraction(progress.step, progress.seconds) < 1:
             conditions = {name: getattr(config, name) for name in (*LIMITS, "precision")}
             progress.begin_part(**conditions, device=context.device.type, processes=context.world_size)
@@ -214,12 +215,13 @@ class Trainer:
                         show_record(progress.curve[-1], bar)
                     self.adopt_status(*context.all_reduce(*self.local_status()))
                 ends = self.interrupted and (self.saved or not self.spares)
-                if context.is_main and (due or ends or progress.seconds > saved + SAVE_SECONDS):
+                if context.is_main and (due or ends or progress.seconds > last_save + SAVE_SECONDS):
                     self.save()
-                    saved = time.monotonic() - self.started
+                    last_save = time.monotonic() - self.started
                 bar.update()
-        except OSError:  # the bar cannot be written any more, as after `2>&1 | head`
-            self.save()
+        except OSError:  # most likely the bar cannot be written any more, as after `2>&1 | head`
+            if context.is_main and (self.saved or not self.spares):
+                self.save()
             raise
         bar.close()
 

@@ -17,6 +17,7 @@ import inspect
 import math
 import tempfile
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -87,7 +88,7 @@ in new ways, and for new active sentences. BLEU: of the outputs for all held-out
     ),
     defaults={"batch_tokens": str(BATCH_TOKENS), "learning_rate": f"{LEARNING_RATE:g}"},
 )
-study.own = replace(
+study.own = replace(  # it shares the dict of ablations, which the functions below fill
     study,
     measures={
         "train_loss": ("training loss", ".3f"),
@@ -296,10 +297,11 @@ def on_curve(trainer: Trainer, own: bool) -> list[Prompt]:
 
 
 def outputs(trainer: Trainer, prompts: list[Prompt], stopped: int | None) -> list[str]:
-    """Return the greedy outputs for some prompts; they are empty if the loss has stopped being finite."""
-    if stopped is not None:
-        return [""] * len(prompts)
-    return answer_all(trainer.model, trainer.data.tokenizer, prompts)
+    """Return the greedy outputs for some prompts; they are empty if the loss, or what the model says, is not finite."""
+    with suppress(InputError):
+        if stopped is None:
+            return answer_all(trainer.model, trainer.data.tokenizer, prompts)
+    return [""] * len(prompts)
 
 
 def learn(

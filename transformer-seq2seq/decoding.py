@@ -4,7 +4,7 @@ A beam of n hypotheses grows by one token a step. Greedy decoding is a beam of o
 draws its token instead of taking the likeliest. The decoder computes each position once and keeps its keys and
 values in a cache.
 
-Legend: B sentences still being decoded, n beam width, V vocabulary, t tokens generated so far, c candidates.
+Legend: B sentences still being decoded, n beam width, V vocabulary, t the step, from 1, c candidates.
 """
 
 import math
@@ -122,7 +122,7 @@ def generate(
     results: list[list[Hypothesis]] = [[] for _ in range(len(source))]
 
     sentence = list(range(len(source)))  # which one each entry of the batch is
-    tokens = torch.full((len(source), n, 1), config.pad_id, device=device)  # (B, n, t), starts with <pad>
+    tokens = torch.full((len(source), n, 1), config.pad_id, device=device)  # (B, n, t), <pad> first
     sums = torch.full((len(source), n), -math.inf, device=device)  # log-probabilities of the unfinished
     sums[:, 0] = 0  # all beams are still the same: go on from one
     to_beat = torch.full((len(source),), -math.inf, device=device)  # the score of the n-th finished one
@@ -134,7 +134,7 @@ def generate(
 
         ends = (next_tokens == config.eos_id) | (t == max_length)
         for b, i in ends[:, :n].nonzero().tolist():
-            if (total := float(totals[b, i])) > -math.inf:
+            if (total := float(totals[b, i])) > -math.inf:  # else it is none of a small vocabulary's, or NaN
                 ids = [*tokens[b, parents[b, i], 1:].tolist(), int(next_tokens[b, i])]
                 new = Hypothesis.of(ids, total, config.eos_id, length_penalty)
                 to_beat[b] = keep_best(results[sentence[b]], new, n)

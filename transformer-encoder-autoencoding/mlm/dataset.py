@@ -206,8 +206,8 @@ class Data:
     train: MLMDataset
     held_out: MLMDataset
     coverage: Coverage
-    recall_clozes: list[EncodedCloze]
-    held_out_clozes: list[EncodedCloze]
+    recall_tests: list[EncodedCloze]
+    held_out_tests: list[EncodedCloze]
     cache_key: dict[str, Any]
 
 

@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Encoding, Tokenizer
 
@@ -22,7 +21,7 @@ from encoder import MaskedLanguageModel
 from . import bert
 from .common.command_line import int_in, pick_device
 from .common.errors import InputError, naming
-from .common.standard_input import always
+from .common.standard_input import always, batched
 from .common.token_text import continues_word, show_token
 from .common.unknown_words import collect_unknown, find_unknown, remember
 from .filling import fill, known_surprisals, score
@@ -124,7 +123,7 @@ class MaskFiller:
         words that the model does not know."""
         with collect_unknown(UNK) as unknown:
             encoded = ((sentence.text, self.encode(sentence, unknown, check)) for sentence in sentences)
-            for chunk in chunks(encoded, size, has_next):
+            for chunk in batched(encoded, size, has_next):
                 yield tuple(zip(*chunk, strict=True))
 
     def encode(self, sentence: Sentence, unknown: dict[str, None], check: Check | None = None) -> Encoding:
@@ -180,21 +179,3 @@ def numbered(sentences: str | Iterable[str]) -> Iterator[Sentence]:
     """Yield a sentence, or each of several, with its number."""
     for i, text in enumerate([sentences] if isinstance(sentences, str) else sentences, start=1):
         yield Sentence(text, f"sentence {i}")
-
-
-def chunks(items: Iterable[Any], size: int, has_next: Callable[[], bool]) -> Iterator[list]:
-    """Yield lists of `size` items, the last one shorter, as is one whose next item has to be waited for; if an item is
-    refused, those before it come first."""
-    chunk = []
-    try:
-        for item in items:
-            chunk.append(item)
-            if len(chunk) == size or not has_next():
-                yield chunk
-                chunk = []
-    except InputError:
-        if chunk:
-            yield chunk
-        raise
-    if chunk:
-        yield chunk

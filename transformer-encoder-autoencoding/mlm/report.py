@@ -36,7 +36,7 @@ def compare(model: MaskedLanguageModel, data: Data, figures: dict[str, Any], pat
 
     Write the figures of the run and those measured here to path, and print a table and examples.
     """
-    recall, held_out = data.recall_clozes, data.held_out_clozes
+    recall, held_out = data.recall_tests, data.held_out_tests
     recall_clozes, held_out_clozes = ([test.cloze for test in tests] for tests in (recall, held_out))
     baseline = NearestSentence(data.text if recall or held_out else [])
     metrics = dict(figures)

@@ -118,6 +118,11 @@ class TrainConfig:
             nearest = n_heads * max(1, round(d_model / n_heads))
             problem = f"d_model {d_model} is not a multiple of n_heads {n_heads}"
             raise InputError(f"{problem}; use {nearest}, or another number of heads", "d_model")
+        if not self.init and self.max_length * d_model > marian.MAX_POSITIONS:
+            most = marian.MAX_POSITIONS // d_model
+            raise InputError(
+                f"max_length {self.max_length:,} is too large for d_model {d_model}; use up to {most:,}", "max_length"
+            )
         if self.tokenizer == "bpe" and self.vocab_size and self.vocab_size < 300:
             raise InputError(f"{self.vocab_size} subwords are too few for 256 bytes; give 300 or more", "vocab_size")
 
@@ -226,6 +231,8 @@ class GenerationConfig:
         return replace(
             self,
             beam=beam if self.beam is None else self.beam,
-            length_penalty=defaults.get("length_penalty", 1.0) if self.length_penalty is None else self.length_penalty,
+            length_penalty=float(
+                defaults.get("length_penalty", 1.0) if self.length_penalty is None else self.length_penalty
+            ),
             max_length=self.max_length or min(positions, defaults.get("max_length", positions + 1) - 1),
         )

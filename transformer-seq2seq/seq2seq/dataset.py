@@ -135,9 +135,9 @@ def cover(
     parts, found = list(tokenize(held_out[:MAX_TEXTS], tokenizer, max_length)), []
     for side in SIDES:
         ids, *_ = concatenate(getattr(part, side) for part in parts)
-        words = ids[ids != tokenizer.token_to_id(EOS)]  # the end is no part of a word
+        tokens = ids[ids != tokenizer.token_to_id(EOS)]  # the end is no part of a word
         texts = (getattr(pair, side) for part in parts for pair in part.pairs)
-        coverage = Coverage.of(texts, words, tokenizer.token_to_id(UNK))
+        coverage = Coverage.of(texts, tokens, tokenizer.token_to_id(UNK))
         coverage.warn(f"held-out {side} tokens", init=init)
         found.append(coverage)
     return found[0], found[1]

@@ -14,7 +14,7 @@ from decoding import Hypothesis, Pick, generate, top_candidates
 from transformer import Transformer
 
 from .common.errors import InputError
-from .common.standard_input import always, take
+from .common.standard_input import always, batched
 from .common.unknown_words import collect_unknown, find_unknown, remember
 from .tokenizer import UNK
 
@@ -66,15 +66,25 @@ def encode_lines(
     """Encode a stream of numbered lines, a prompt a line, of which blank ones stay blank.
 
     Yield `size` lines at a time, fewer if has_line() says that the next one has to be waited for, and the ids of those
-    that are not blank by their place among them. name: the stream in messages; unknown: as for encode_prompts.
+    that are not blank by their place among them. If a line is refused, those before it come first. name: the stream in
+    messages; unknown: as for encode_prompts.
     """
     empty = True
-    while chunk := list(take(lines, size, has_line)):
+
+    def encode(chunk: list[tuple[int, str]]) -> tuple[list[str], dict[int, list[int]]]:
         filled = [i for i, (_, line) in enumerate(chunk) if line.strip()]
         places = [f"{name}, line {chunk[i][0]}," for i in filled]
         ids = encode_prompts([chunk[i][1] for i in filled], places, model, tokenizer, unknown)
-        yield [line for _, line in chunk], dict(zip(filled, ids, strict=True))
-        empty = empty and not filled
+        return [line for _, line in chunk], dict(zip(filled, ids, strict=True))
+
+    for chunk in batched(lines, size, has_line):
+        try:
+            parts = [encode(chunk)]
+        except InputError:  # of one line; those before it are answered first
+            parts = (encode([line]) for line in chunk)
+        for texts, ids in parts:
+            yield texts, ids
+            empty = empty and not ids
     if empty:
         raise InputError(f"{name}: contains no text; write one prompt per line")
 
@@ -116,8 +126,8 @@ def fast_top_candidates(log_probs: Tensor, sums: Tensor, sentence: list[int]) ->
 
 def batches_by_length(sources: list[list[int]], size: int, at_once: int = 1) -> list[list[int]]:
     """Group sources of like length, the longest first -> the places of the sources in each group. All groups are about
-    as large, at most `size`. Where several are decoded at once, each core has as many groups, so that all end at about
-    the same time."""
+    as large, at most `size`. Where several are decoded at once, every core gets the same number of groups, so that all
+    end at about the same time."""
     n, groups = len(sources), -(-len(sources) // size)
     if at_once > 1:
         groups = min(n, at_once * (groups // at_once + 1))
@@ -133,10 +143,11 @@ def generate_all(
     beam: int = 1,
     length_penalty: float = 1.0,
     make_pick: Callable[[list[int]], Pick] = lambda rows: fast_top_candidates,
+    threads: int | None = None,
 ) -> list[list[Hypothesis]]:
     """Generate for any number of sources, each ending in </s>, as decoding.generate does for a batch: sources of like
     length together, batch_size at a time -> the hypotheses for each, in the order of the sources. make_pick: makes a
-    batch's pick from the places of its sources in the list."""
+    batch's pick from the places of its sources in the list. threads: to use together (default: PyTorch's number)."""
     pad_id, device = model.config.pad_id, model.output_bias.device
 
     def decode(rows: list[int]) -> list[list[Hypothesis]]:
@@ -145,7 +156,7 @@ def generate_all(
 
     results: list[list[Hypothesis]] = [[] for _ in sources]
     batches = batches_by_length(sources, batch_size)
-    with side_by_side(model, batch_size * beam) as count:
+    with side_by_side(model, batch_size * beam, threads or torch.get_num_threads()) as count:
         workers = ThreadPoolExecutor(count)
         answers = (workers.map if min(count, len(batches)) > 1 else map)(decode, batches)
         try:
@@ -158,14 +169,14 @@ def generate_all(
 
 
 @contextmanager
-def side_by_side(model: Transformer, rows: int) -> Iterator[int]:
-    """Yield the number of batches, of `rows` rows each, to decode at once. PyTorch uses one thread for each.
+def side_by_side(model: Transformer, rows: int, threads: int) -> Iterator[int]:
+    """Yield the number of batches, of `rows` rows each, to decode at once. Within the block PyTorch uses one thread for
+    each, and after it so many for all.
 
     On a CPU the products of a narrow model's step are so small that several threads wait for each other longer
     than they work. So each core has a batch of its own, unless a batch has so few rows that Python, which runs one
     thread at a time, takes most of the time.
     """
-    threads = torch.get_num_threads()
     if model.config.d_model >= 256 or model.output_bias.device.type != "cpu":
         yield 1
         return

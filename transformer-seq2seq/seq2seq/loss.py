@@ -52,7 +52,7 @@ class SummedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         """Scale the gradients of the loss."""
-        return *(gradient.to(saved.dtype) * saved for saved in ctx.saved_tensors), None, None
+        return *(gradient * saved for saved in ctx.saved_tensors), None, None
 
 
 def token_losses(

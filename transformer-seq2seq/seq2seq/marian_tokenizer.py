@@ -82,8 +82,10 @@ class MarianTokenizer:
         for piece in pieces:
             ids.append(self.ids.get(piece, self.ids[UNK]))
             letters = piece.replace("▁", "")
-            start = max(start, text.find(letters, start))  # not found if the model has normalized it
-            offsets.append((start, start + len(letters)))
+            found = text.find(letters, start)  # -1 if the model has normalized it
+            begin = max(start, found)
+            offsets.append((begin, begin + len(letters)))
+            start = begin if found < 0 else begin + len(letters)
         return Encoding([*ids, self.ids[EOS]], [*offsets, (len(text), len(text))])
 
     def encode(self, text: str) -> Encoding:

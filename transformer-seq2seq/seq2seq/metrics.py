@@ -17,7 +17,7 @@ from .common.lines import normalize
 from .common.progress import Progress
 from .common.tfidf import Lookup
 from .dataset import Data, short_enough
-from .generation import generate_all
+from .generation import generate_all, require_outputs
 from .pairs import Pair
 from .tokenizer import to_text
 
@@ -47,7 +47,7 @@ def answer_all(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[Promp
     """Return the greedy output for every prompt, in order, as inference.py gives it."""
     model.eval()
     ids = [encoding.ids for encoding in tokenizer.encode_batch([prompt.source for prompt in prompts])]
-    found = generate_all(model, ids, model.config.max_length)
+    found = require_outputs(generate_all(model, ids, model.config.max_length))
     return [to_text(tokenizer, hypotheses[0].ids) for hypotheses in found]
 
 

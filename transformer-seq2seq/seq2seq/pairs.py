@@ -157,7 +157,7 @@ class PairFile:
         with naming(self.path):
             width = widths.most_common(1)[0][0]
             if width < 2:
-                seen = guess_format(["\t".join(row) for row in (header, *sample)])
+                seen = guess_format(["\t".join(row) for row in ([header] if named else []) + sample[:100]])
                 hint = f" (this looks like {seen})" if seen else ""
                 raise InputError(f"has one column; separate source and target by a tab{hint}")
             if named and len(header) != width:
@@ -218,8 +218,8 @@ def warn_of_skipped(path: Path, layout: Layout) -> None:
     """Say how many lines of a file are skipped, and if it looks quoted."""
     lines = f"of {layout.n_lines} lines"
     if layout.n_odd:
-        where = f"the first is line {layout.first_odd}"
-        warn(f"{path}: skipped {layout.n_odd} {lines}: most have {layout.width} columns, these do not; {where}")
+        where = f"; the first is line {layout.first_odd}" if layout.first_odd else ""  # older tokens/ do not say
+        warn(f"{path}: skipped {layout.n_odd} {lines}: most have {layout.width} columns, these do not{where}")
     if layout.quoted:
         warn(
             f"{path}: looks quoted, as spreadsheets and csv.writer do it, but quotes are learnt as text; save it "

@@ -35,10 +35,10 @@ class RelativeAttention(MultiHeadAttention):
         k, v = keys_values
         q = self.query(x).view(len(k), -1, self.n_heads, self.d_k).transpose(1, 2)  # (B, H, T, K)
         queries, keys = q.size(2), k.size(2)
-        nearest, middle = torch.arange(keys, device=x.device), len(self.sinusoids) // 2
+        place, middle = torch.arange(keys, device=x.device), len(self.sinusoids) // 2
         r = self.distance(self.sinusoids[middle - keys + 1 : middle + keys])  # (2 S - 1, D)
         r = r.view(-1, self.n_heads, self.d_k).transpose(0, 1)  # (H, 2 S - 1, K)
-        index = nearest[keys - queries :, None] - nearest + keys - 1  # (T, S), the row of i - j
+        index = place[keys - queries :, None] - place + keys - 1  # (T, S), the row of i - j
         with torch.autocast(x.device.type, enabled=False):
             q, k, v, r = q.float(), k.float(), v.float(), r.float()
             by_distance = (q + self.distance_bias) @ r.mT  # (B, H, T, 2 S - 1)

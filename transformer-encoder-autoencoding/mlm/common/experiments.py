@@ -227,6 +227,7 @@ def run_in_processes(work: Work, jobs: list[Job], n_processes: int, part_done: C
     context = multiprocessing.get_context("spawn")
     waiting, processes = list(reversed(jobs)), {}
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the processes inherit
+    interrupt = None
     try:
         for _ in range(min(n_processes, len(jobs))):
             ours, theirs = context.Pipe()
@@ -259,6 +260,8 @@ def run_in_processes(work: Work, jobs: list[Job], n_processes: int, part_done: C
             connection.close()  # a process ends when it next has something to send
         for process in processes.values():
             process.join()
+        if interrupt:
+            interrupt.release()
 
 
 def write_results(results: list[dict], path: Path) -> None:

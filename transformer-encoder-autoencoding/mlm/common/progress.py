@@ -19,7 +19,7 @@ MAX_WATCHED, MIN_READINGS = 2_000_000, 10  # bytes of the second, and readings o
 
 @dataclass
 class Progress:
-    """How far a run has come. With the seed, epoch and position decide every later batch, and the step
+    """How far a run has come. Epoch and position, together with the seed, decide every later batch, and the step
     decides masks and dropout: nothing else has to be remembered for an exact continuation."""
 
     epoch: int = 0  # full passes made
@@ -32,10 +32,9 @@ class Progress:
     parts: list[dict] = field(default_factory=list)  # budget, device and precision, and from which step
     curve: list[dict] = field(default_factory=list)  # a record for every evaluation
     watched: list[dict] = field(default_factory=list)  # what the model made of the watched texts, at evaluations
-    kept: int = 0  # index of the record whose weights are kept
-    best: Tensor | None = field(
-        default=None, compare=False
-    )  # of the evaluation with most tokens right: which are, (N,) bool
+    kept: int = 0  # index of the record whose weights are kept (the weights themselves are Trainer.kept)
+    # of the evaluation with most tokens right: which are, (N,) bool
+    best: Tensor | None = field(default=None, compare=False)
 
     def begin_part(self, **conditions: Any) -> None:
         """Note under which conditions the run continues, if they are not those of before."""

@@ -3,9 +3,11 @@
 import os
 import select
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import BinaryIO
+
+from .errors import InputError
 
 PATIENCE = 0.01  # seconds that the next line may take
 
@@ -91,9 +93,19 @@ def watch(stream: BinaryIO) -> tuple[BinaryIO | PipeReader, Callable[[], bool]]:
     return reader, reader.has_line
 
 
-def take(items: Iterator, size: int, has_more: Callable[[], bool]) -> Iterator:
-    """Yield up to `size` items, fewer if has_more() is False before the next."""
-    for taken, item in enumerate(items, start=1):
-        yield item
-        if taken == size or not has_more():
-            return
+def batched(items: Iterable, size: int, has_more: Callable[[], bool]) -> Iterator[list]:
+    """Yield lists of `size` items, the last one shorter, as is one whose next item has to be waited for; if an item is
+    refused, those before it come first."""
+    batch = []
+    try:
+        for item in items:
+            batch.append(item)
+            if len(batch) == size or not has_more():
+                yield batch
+                batch = []
+    except InputError:
+        if batch:
+            yield batch
+        raise
+    if batch:
+        yield batch

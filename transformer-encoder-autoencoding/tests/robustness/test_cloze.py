@@ -188,7 +188,7 @@ def test_the_table_tells_model_and_baseline_apart(tmp_path, monkeypatch, capsys,
     guesses = {"fact": ["cat", "dog"], "new": ["queen"]}
     monkeypatch.setattr(report, "answer", lambda tests, *_: Answers(0.5, guesses[tests[0].cloze.kind]))
     text = ["the cat chases", "the king reads"]
-    data = SimpleNamespace(recall_clozes=recall, held_out_clozes=held_out, text=text, tokenizer=tokenizer)
+    data = SimpleNamespace(recall_tests=recall, held_out_tests=held_out, text=text, tokenizer=tokenizer)
     figures = {"held_out_token_accuracy": 0.25, "held_out_loss": 2.0}
     report.compare(tiny, data, figures, tmp_path / "metrics.json")
     metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))

@@ -502,6 +502,12 @@ def test_the_lab_adds_an_ablation(ablations, command, tmp_path):
     assert usual == ablations.experiment(Job("default", 0, 1, "cpu"), lambda: None)
 
 
+def test_after_the_last_run_an_interrupt_ends_the_script_again():
+    before = signal.getsignal(signal.SIGTERM)
+    assert list(experiments.run_in_processes(None, [], 1, None)) == []
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 JOBS = """
 import os, sys, time
 sys.path.insert(0, {folder!r})

@@ -9,6 +9,7 @@ from zipfile import ZipFile
 
 import torch
 
+from .command_line import explain
 from .errors import InputError, warn
 from .files import replace
 from .progress import Progress
@@ -79,9 +80,10 @@ def load(path: Path) -> dict[str, Any]:
             if not all(isinstance(state[name], kind) for name, kind in expected.items()):
                 raise TypeError
             Progress(**state["progress"])
-        except PermissionError:
-            raise
         except Exception as error:  # torch raises many kinds for a damaged file, and says much about them
+            no_memory = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and explain(error))
+            if no_memory or isinstance(error, PermissionError):  # which is no damage
+                raise
             damage.append(f"{candidate}: is damaged or from another version ({type(error).__name__})")
             continue
         if damage:

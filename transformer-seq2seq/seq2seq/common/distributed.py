@@ -1,5 +1,5 @@
-"""Data-parallel training in the processes that torchrun starts, on one machine or many: each process takes its
-shard of every batch, and the gradients are summed. A process alone is a world of one.
+"""Data-parallel training in the processes that torchrun starts, on one machine, or on several that share the output
+folder: each process takes its shard of every batch, and the gradients are summed. A process alone is a world of one.
 """
 
 import os

@@ -86,11 +86,10 @@ def set_threads():
 def test_cores_take_a_batch_each_or_share_one(set_threads, d_model, rows, at_once, threads_each):
     model = Transformer(TransformerConfig(10, 9, d_model=d_model))
     set_threads(3)
-    with side_by_side(model, rows) as count:
+    with side_by_side(model, rows, 3) as count:
         assert (count, torch.get_num_threads()) == (at_once, threads_each)
     assert torch.get_num_threads() == 3
-    set_threads(100)
-    with side_by_side(model, rows) as count:
+    with side_by_side(model, rows, 100) as count:
         assert count <= 4
 
 

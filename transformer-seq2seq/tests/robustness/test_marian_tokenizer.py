@@ -4,6 +4,7 @@ logits and generated tokens equal Hugging Face's, and training goes on from them
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 import sentencepiece
@@ -92,6 +93,8 @@ def test_offsets_point_at_unknown_words(directory):
     encoding = tokenizer.encode("The Ж cook")
     unknown = [span for span, i in zip(encoding.offsets, encoding.ids, strict=True) if i == tokenizer.ids["<unk>"]]
     assert ["The Ж cook"[start:end] for start, end in unknown] == ["Ж"]
+    tokenizer.models = [SimpleNamespace(encode=lambda text, out_type: ["▁cat", "▁at"])]  # the second is in the first
+    assert tokenizer.encode("cat at").offsets == [(0, 3), (4, 6), (6, 6)]
 
 
 def test_logits_and_generated_tokens_equal_hugging_faces(directory):

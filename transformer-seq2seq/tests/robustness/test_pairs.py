@@ -248,6 +248,7 @@ def test_a_header_wider_than_the_lines_ends_without_a_traceback(tmp_path, conten
         ("", (), "contains no text"),
         (" \n\t\n", (), "contains no text"),
         ("a\nb\n", (), "has one column"),
+        ('A line.\n"Yes, he said.\n' + 900 * f"{'a' * 200}\n", (), "has one column"),  # the quote is never closed
         ("source\ttarget\n", (), "contains no pair"),
         ("a\t\n\tb\n", (), "contains no pair"),
         ("source\ttarget\tsource\na\tb\tc\n", (), "has 2 columns 'source'; choose one by its number"),

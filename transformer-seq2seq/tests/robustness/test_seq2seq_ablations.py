@@ -22,6 +22,7 @@ import train
 from decoding import generate
 from seq2seq.common import experiments
 from seq2seq.common.distributed import DistributedContext
+from seq2seq.common.errors import InputError
 from seq2seq.common.experiments import Ablation, Job, table, write_results
 from seq2seq.common.files import output_lock
 from seq2seq.config import TrainConfig
@@ -574,6 +575,23 @@ def test_the_lab_adds_an_ablation(ablations, command, tmp_path):
     assert f"\n| {name} " in done.stdout
     assert (tmp_path / "out" / "ablations.png").read_bytes()[:4] == b"\x89PNG"
     assert usual == ablations.experiment(Job("default", 0, 1, "cpu"), lambda: None)
+
+
+def test_outputs_of_nan_count_as_wrong(ablations, monkeypatch):
+    """Weights can overflow in the last update, whose loss was still finite."""
+
+    def answer_nan(*_):
+        raise InputError("the model outputs NaN")
+
+    monkeypatch.setattr(ablations, "answer_all", answer_nan)
+    trainer = Namespace(model=None, data=Namespace(tokenizer=None))
+    assert ablations.outputs(trainer, ["a", "b"], None) == ["", ""]
+
+
+def test_after_the_last_run_an_interrupt_ends_the_script_again():
+    before = signal.getsignal(signal.SIGTERM)
+    assert list(experiments.run_in_processes(None, [], 1, None)) == []
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 JOBS = """

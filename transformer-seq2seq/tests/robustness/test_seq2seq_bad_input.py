@@ -176,7 +176,6 @@ REFUSED = [  # the command line, what the line on stderr must say
     ("inference.py --model good --input prompts.txt --references missing.txt", "missing.txt: no such file"),
     ("inference.py --model good --input prompts.txt --references two.txt --output o", "two.txt: has 2 lines"),
     ("inference.py --model good < empty.txt", "standard input: contains no text"),
-    ("inference.py --model good < latin1.txt", "standard input, line 2: byte 4 is not UTF-8"),
     # pictures
     ("visualize_attention.py --model good --layer 2 cook", "layer 2: the model has 1; give a number from 1 to 1 (--la"),
     ("visualize_attention.py --model good --head 3 cook", "head 3: the model has 2; give a number from 1 to 2 (--hea"),

@@ -131,6 +131,21 @@ def test_another_run_is_not_resumed(begin, flags, pairs, name):
         begin(*flags, "--resume", pairs=pairs)
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_a_checkpoint_for_which_there_is_too_little_memory_is_not_damaged(begin, monkeypatch, error):
+    """Else the advice would be to begin again, over it."""
+
+    def fail(*_, **__):
+        raise error
+
+    trainer = begin()
+    trainer.train(Within(trainer, 1))
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(type(error)) as raised:
+        begin("--resume")
+    assert raised.value is error
+
+
 @pytest.mark.parametrize("kept", [0, 10, 0.5, 0.98])
 def test_a_damaged_checkpoint_is_refused(begin, kept):
     trainer = begin()

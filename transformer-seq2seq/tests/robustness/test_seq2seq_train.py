@@ -227,6 +227,7 @@ def test_flags_make_the_configuration():
         ({"dropout": 1.0}, "dropout needs a number from 0 to 0.99, not 1.0"),
         ({"max_steps": True}, "max_steps needs a whole number from 1 to 2,147,483,647, not True"),
         ({"optimizer": "sgd"}, "optimizer is 'sgd'; use one of adam, muon"),
+        ({"d_model": 1024, "max_length": 70_000}, "70,000 is too large for d_model 1024; use up to 65,536"),
         ({"tokenizer": "bpe", "vocab_size": 299}, "299 subwords are too few for 256 bytes"),
         *(({"init": Path("x"), name: 64}, f"init and {name} cannot be combined") for name in ("d_model", "d_ff")),
         ({"init": Path("x"), "tokenizer": "word"}, "init and tokenizer cannot be combined"),
