@@ -10,6 +10,7 @@ async function answer(sentence, { hidden, off, place: chosen, matters }, job) {
   const guesses = new Map(masks.map((i) => [i, filler.guess(states.at(-1), i, sentence.ids[i])]));
   const words = asked.map((token, i) => (token === data.special.mask ? "[MASK]" : sentence.shown[i]));
   maps = AttentionMaps.ofLayers(weights, HEADS, { from: words, to: words });
+  isMomentShown = false;
   showTokens(sentence, hidden, place);
   $("perplexity").replaceChildren();
   showGuesses(sentence, guesses);
@@ -65,9 +66,10 @@ async function scoreEach(sentence, hidden, masks, off, job) {
     n++;
   }
   const total = Math.exp(Math.min(700, sum / n));
-  $("perplexity").replaceChildren("Under each word: how likely it is, given the others. ");
+  if (!n) return;
   const written = total < 1e4 ? total.toFixed(2) : total.toLocaleString("en", { maximumSignificantDigits: 2 });
-  if (n) $("perplexity").append("Pseudo-perplexity ", make("b", "figure", written));
+  const said = "Under each word: how likely it is, given the others. Pseudo-perplexity ";
+  $("perplexity").replaceChildren(said, make("b", "figure", written));
 }
 
 /** Switch off one part after the other, and note what the answer loses. */

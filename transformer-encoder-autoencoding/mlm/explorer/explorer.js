@@ -21,8 +21,10 @@ const state = {
   moment: null, // a reading of the training replayed
 };
 
+const FIRST = { ...state };
 const jobs = new Jobs();
 let sentence = null; // the last that was not refused
+let isMomentShown = false; // whether what is shown is of a moment of the training
 let maps = null;
 let typed = null; // what the reader had asked before the training was replayed: { text, hidden, place }
 
@@ -35,14 +37,20 @@ function update(change) {
   showOff();
   const reading = state.moment ?? data.reading;
   document.body.classList.toggle("replaying", state.moment !== null);
-  for (const part of document.querySelectorAll(".past")) part.inert = state.moment !== null;
+  $("moment").hidden = state.moment === null;
+  $("moment").firstChild.textContent = `The model at step ${state.moment?.step.toLocaleString("en")} of its training. `;
   if (filler && reading) showNote({});
   if (reading) return jobs.run(async () => showReading(reading));
   const encoded = filler.encode(state.text);
   showNote(encoded);
-  if (encoded.why) return jobs.run(async () => {}); // ends what is still being computed
+  if (encoded.why) return jobs.run(async (job) => isMomentShown && sentence && answerAgain(job));
   sentence = encoded;
   return jobs.run((job) => answer(encoded, state, job));
+}
+
+/** Answer the last sentence that was not refused, where a moment of the training is shown in its place. */
+function answerAgain(job) {
+  return answer(sentence, { ...state, hidden: new Set(), place: null }, job);
 }
 
 // ---- showing it
@@ -90,6 +98,7 @@ const LENS_NOTE = "What the model would answer if it ended after each layer: the
 /** Show what was computed beforehand: each word hidden alone, and the attention of the whole sentence. A moment of the
  * training shows its [MASK]s first, and the word that the user has hidden behind them. */
 function showReading({ text, words, guesses, weights }) {
+  isMomentShown = state.moment !== null;
   const masks = guesses.flatMap((guess, i) => (guess?.itself === null ? [i] : []));
   const chosen = [...state.hidden].filter((i) => guesses[i] && !masks.includes(i)).slice(0, 1);
   const shown = state.moment ? [...masks, ...chosen] : chosen.length ? chosen : masks;
@@ -135,7 +144,8 @@ function showNote({ why, ids }) {
   $("note").classList.toggle("refused", Boolean(why));
   $("text").setAttribute("aria-invalid", Boolean(why));
   document.querySelector("main").classList.toggle("stale", Boolean(why));
-  $("answer").inert = Boolean(why);
+  for (const part of document.querySelectorAll("#answer, .attention")) part.inert = Boolean(why);
+  for (const part of document.querySelectorAll(".past")) part.inert = Boolean(why) || state.moment !== null;
   document.title = `${state.text} – attention`;
 }
 
@@ -180,6 +190,7 @@ function hideOrShow(position) {
   const single = state.moment ?? data.reading; // there each word is hidden alone
   const hidden = new Set(single ? [] : state.hidden);
   if (!single && sentence.ids[position] === data.special.mask) return update({ place: position });
+  if (single && single.guesses[position].itself === null) return; // a [MASK], which is shown already
   if (state.hidden.has(position)) hidden.delete(position);
   else hidden.add(position);
   update({ hidden, place: single || hidden.size === 0 ? null : hidden.has(position) ? position : null });
@@ -187,7 +198,9 @@ function hideOrShow(position) {
 
 function flip(name) {
   const off = new Set(name === null ? [] : state.off);
-  if (name !== null && !off.delete(name)) off.add(name);
+  // at a moment of the training all parts are shown as on
+  if (name !== null && (state.moment || !off.delete(name))) off.add(name);
+  if (name === null) view.tryThis.end();
   update({ off, moment: null });
   view.replay?.end();
 }
@@ -209,7 +222,7 @@ function save() {
 
 /** Read the state from what the link holds; what is wrong in it is left out. */
 function restore(values) {
-  if (!Object.keys(values).length) return;
+  if (!Object.keys(values).length) return Object.assign(state, FIRST);
   const list = (value) => (value ? value.split(",") : []);
   const number = (value, most) => (Number(value) >= 1 && Number(value) <= most ? Math.trunc(Number(value)) : null);
   state.text = (filler && values.text) ?? data.text;

@@ -101,7 +101,7 @@ const link = new Link((values) => {
 const view = {
   sentence: new Sentence($("chips"), $("guesses"), {
     onHide: hideOrShow,
-    onPlace: filler && ((place) => update({ place })),
+    onPlace: filler && ((place) => (state.moment ? hideOrShow(place) : update({ place }))),
   }),
   heads: new HeadGrid($("heads-part"), { onShow: showHead, onSwitch: filler && flip }),
   map: new AttentionMap($("map"), { onForm: (form) => look({ form }) }),
@@ -164,6 +164,7 @@ function fitText() {
 
 if (data.watched.length) {
   $("replay-section").hidden = false;
+  $("moment").lastChild.addEventListener("click", () => view.replay.end());
   view.replay = new Replay($("replay"), data.curve, data.watched, showMoment);
 }
 restore(link.read());

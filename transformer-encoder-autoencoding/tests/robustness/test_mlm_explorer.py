@@ -638,6 +638,44 @@ def test_a_moment_shows_its_own_masks_first(opened, made):
         assert texts(page, "#guesses h3")[-1] == titles[0]
 
 
+def test_at_a_moment_nothing_stands_that_is_not_of_it(opened, made):
+    """A bar does what its word does, a switch switches what is shown as on, and after a text that is refused stands
+    what the trained model said last."""
+    early = still(["[CLS]", "early", "[SEP]"], text="early")["reading"]
+    with opened(made("the cat", watched=[{"step": 10, "epoch": 1, **early}], curve=[])) as page:
+
+        def go_back():
+            page.locator("#replay input[type=range]").fill("0")
+            settle(page)
+            assert "step 10" in page.locator("#moment").inner_text()
+
+        for bar_or_word in (".meter", ".chip"):
+            go_back()
+            click(page, bar_or_word, 1)
+            assert texts(page, "#guesses h3") == ["For early, hidden, the model guesses"]
+            click(page, "#moment button", 0)
+            assert texts(page, "#guesses h3") == ["Nothing is hidden"]
+        click(page, ".cell .switch", 0)
+        go_back()
+        assert page.locator(".cell [aria-checked=false]").count() == 0
+        click(page, ".cell .switch", 0)
+        assert page.locator(".cell [aria-checked=false]").count() == 1 and not page.locator("#moment").is_visible()
+        go_back()
+        write(page, "")
+        assert texts(page, "#from bdi") == ["[CLS]", "the", "cat", "[SEP]"]
+        assert not page.locator("#moment").is_visible() and page.locator("#apart").get_attribute("inert") is not None
+
+
+def test_all_on_ends_what_an_experiment_says(opened, written):
+    with opened(written) as page:
+        for all_on in ("#changed button", "#all-on"):
+            click(page, "#try button", 2)
+            assert page.locator("#try .question").is_visible()
+            click(page, all_on, 0)
+            assert not page.locator("#try .question").is_visible()
+            assert page.locator("#try [aria-pressed=true]").count() == 0
+
+
 # ---- the keyboard, colours and widths
 
 

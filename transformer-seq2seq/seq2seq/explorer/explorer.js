@@ -61,11 +61,11 @@ const views = {
   switches: new Switches(
     $("switches"),
     parts.chains,
-    (name) => (name ? toggle(name) : change({ off: new Set() })),
+    (name) => (name ? toggle(name) : allOn()),
     true,
   ),
   answers: new Answers($("answers")),
-  changed: new Changed($("changed"), () => change({ off: new Set() }), true),
+  changed: new Changed($("changed"), allOn, true),
   matters: new WhatMatters($("matters"), {
     rows: parts.rows,
     kinds: true,
@@ -101,11 +101,16 @@ function opened(values) {
   return live ? all : { ...all, text: first.text, off: ALL_ON, put: [], matters: false };
 }
 
-/** Switch a part off, or on again. */
+/** Switch a part off, or on again; at a moment of the training all parts are shown as on. */
 function toggle(name, rest = {}) {
   const off = new Set(state.off);
-  if (!off.delete(name)) off.add(name);
+  if (moment !== null || !off.delete(name)) off.add(name);
   change({ off, ...rest });
+}
+
+function allOn() {
+  change({ off: new Set() });
+  views.tryThis.end();
 }
 
 /** The map of the head that a name is of; nothing for other parts. */
@@ -287,6 +292,7 @@ function showProblem(problem) {
   $("problem").textContent = problem;
   $("text").setAttribute("aria-invalid", problem !== "");
   document.querySelector("main").classList.toggle("stale", problem !== "");
+  for (const part of document.querySelectorAll(".answer, .next")) part.inert = problem !== "";
 }
 
 /** Show what is asked: the prompt, its tokens, and the settings. */

@@ -51,6 +51,7 @@ function listen() {
 function keepStill() {
   for (const element of document.querySelectorAll("[data-live], #method, #try, #pieces")) element.hidden = true;
   $("text").readOnly = true;
+  document.querySelector("label[for=text]").textContent = "Prompt";
   $("problem").className = "note";
   $("problem").textContent = capitalize(data.why);
   document.title = `${data.text} – attention`;

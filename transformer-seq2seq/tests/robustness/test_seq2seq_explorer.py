@@ -681,6 +681,28 @@ def test_a_moment_of_training_is_shown_and_left(opened, replayed, exact, model_o
         expect_words(page, other_words)  # of the trained model, the last that it answered
 
 
+def test_at_a_moment_a_switch_switches_off_what_is_shown_as_on(opened, replayed):
+    with opened(replayed) as page:
+        switch = page.locator("#grid [role=switch]").first
+        switch.click()
+        expect(switch).to_have_attribute("aria-checked", "false")
+        page.locator("#replay input[type=range]").fill("0")
+        expect(switch).to_have_attribute("aria-checked", "true")
+        switch.click()
+        expect(page.locator("#moment")).to_be_hidden()
+        expect(switch).to_have_attribute("aria-checked", "false")
+
+
+def test_all_on_ends_what_an_experiment_says(opened, written):
+    with opened(written) as page:
+        for all_on in ("#changed button", "#all-on"):
+            page.get_by_text("Without positions").click()
+            expect(page.locator("#try .question")).to_be_visible()
+            page.locator(all_on).click()
+            expect(page.locator("#try .question")).to_be_hidden()
+            assert page.locator("#try [aria-pressed=true]").count() == 0
+
+
 # ---- the link
 
 

@@ -194,8 +194,9 @@ class WhatMatters {
       const { bits, most: all } = entropy(name);
       this.paint(cell, name, bits.toFixed(2), shade(Math.max(0, Math.min(1, 1 - bits / (all || 1)))));
     }
-    if (done) this.sayStrongest(changes, answer, off, before, entropy);
-    else this.words.textContent = "Switching off one part after the other …";
+    if (done) return this.sayStrongest(changes, answer, off, before, entropy);
+    const waiting = "Switching off one part after the other …";
+    if (this.words.textContent !== waiting) this.words.textContent = waiting; // a screen reader says it once
   }
 
   paint(cell, name, text, rgb) {

@@ -12,7 +12,7 @@ class AttentionMap {
     for (const event of ["pointerdown", "pointermove"]) {
       this.canvas.addEventListener(event, (at) => this.pointAtCell(at));
     }
-    this.canvas.addEventListener("pointerleave", () => this.point(null));
+    this.canvas.addEventListener("pointerleave", (at) => at.pointerType === "mouse" && this.point(null));
     new ResizeObserver(() => this.draw()).observe(this.canvas);
   }
 

@@ -136,6 +136,17 @@ class Theme {
       dark.removeEventListener("change", follow);
       this.set(document.documentElement.dataset.theme !== "dark");
     });
+    this.printLight();
+  }
+
+  /** Print in the light theme. */
+  printLight() {
+    let wasDark = false;
+    window.addEventListener("beforeprint", () => {
+      wasDark = document.documentElement.dataset.theme === "dark";
+      if (wasDark) this.set(false);
+    });
+    window.addEventListener("afterprint", () => wasDark && this.set(true));
   }
 
   set(dark) {

@@ -49,7 +49,7 @@ class TryThis {
     element.append(makeOf("p", "choices", make("span", "", "Try this:"), ...this.buttons), this.question);
   }
 
-  /** Take the question away: the reader has typed another text. */
+  /** Take the question away: the reader has typed another text, or switched all parts on. */
   end() {
     for (const button of this.buttons) button.setAttribute("aria-pressed", false);
     this.question.hidden = true;

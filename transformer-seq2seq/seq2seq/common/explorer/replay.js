@@ -58,7 +58,7 @@ class Replay {
       this.pause();
       this.show(Number(this.slider.value));
     });
-    this.said = make("output");
+    this.said = make("output", "", "", { "aria-live": "off" }); // the slider's own value says it
     element.append(this.buildBar(), this.plot, this.slider, this.said);
   }
 
