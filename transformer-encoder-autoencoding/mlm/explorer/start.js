@@ -41,6 +41,7 @@ function makeExperiments() {
         "The model no longer knows the order of the words. What has the answer lost? Swap two words in the text: " +
         "what changes?",
       state: () => ({ ...clear, off: new Set(["positions"]), ...last }),
+      see: "compare",
     },
     {
       name: "Which head matters?",
@@ -49,6 +50,7 @@ function makeExperiments() {
         "Below, each part has been switched off in turn. Which head does the answer need most, and is that " +
         "the one with the sharpest attention? Switch it off: which words come instead?",
       state: async (job) => ({ ...clear, matters: true, place: (await filler.findUnsure(data.text, job)) ?? asked }),
+      see: "matters",
     },
     {
       name: "One layer fewer",
@@ -56,6 +58,7 @@ function makeExperiments() {
         "The last layer adds nothing now. Is the answer still there? “Layer by layer”, below, shows at which layer " +
         "it is found.",
       state: () => ({ ...clear, off: new Set(parts), ...last }),
+      see: "lens-section",
     },
   ];
 }

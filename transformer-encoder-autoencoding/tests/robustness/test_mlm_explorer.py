@@ -520,7 +520,7 @@ def test_a_wrong_link_does_no_harm(opened, written):
 
 def test_each_experiment_sets_the_page_and_asks(opened, written, filler):
     with opened(written) as page:
-        buttons, asked = page.locator("#try button"), []
+        buttons, asked = page.locator("#try .choices button"), []
         for i in range(buttons.count()):
             buttons.nth(i).click()
             settle(page)
@@ -671,6 +671,8 @@ def test_all_on_ends_what_an_experiment_says(opened, written):
         for all_on in ("#changed button", "#all-on"):
             click(page, "#try button", 2)
             assert page.locator("#try .question").is_visible()
+            page.get_by_text("Show the outcome").click()
+            assert 0 <= page.locator("#compare").bounding_box()["y"] < page.viewport_size["height"]
             click(page, all_on, 0)
             assert not page.locator("#try .question").is_visible()
             assert page.locator("#try [aria-pressed=true]").count() == 0

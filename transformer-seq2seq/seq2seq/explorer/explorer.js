@@ -34,6 +34,7 @@ const EXPERIMENTS = [ // each with the page's own prompt and the model with all 
     name: "Watch the beams",
     ask: "Which hypotheses are overtaken, and when? Does the winner lead from the start? What would greedy have done?",
     state: () => ({ method: "beam", beam: 4 }),
+    see: "beams-part",
   },
   {
     name: "Look ahead",
@@ -41,6 +42,7 @@ const EXPERIMENTS = [ // each with the page's own prompt and the model with all 
       "Without the causal mask each word also sees the words after it while the output is scored (below, under “Take " +
       "it apart”). Does the model cheat? Why can a model that never looked ahead in training not use what it sees?",
     state: () => ({ off: new Set(["causal"]) }),
+    see: "answers",
   },
 ];
 

@@ -601,7 +601,7 @@ def test_the_last_layer_predicts_what_is_written(opened, written, exact):
 
 def test_every_experiment_sets_the_page_and_asks(opened, written):
     with opened(written) as page:
-        buttons = page.locator("#try button")
+        buttons = page.locator("#try .choices button")
         assert buttons.count() == 5
         seen = set()
         for button in buttons.all():
@@ -611,6 +611,16 @@ def test_every_experiment_sets_the_page_and_asks(opened, written):
             page.wait_for_timeout(400)  # the link waits, too
             seen.add(page.url.partition("#")[2])
         assert len(seen) == 5
+
+
+def test_the_outcome_of_an_experiment_is_shown(opened, written):
+    """It may stand below what the window has room for."""
+    with opened(written) as page:
+        page.get_by_text("Watch the beams").click()
+        page.get_by_text("Show the outcome").click()
+        expect(page.locator("#beams-part")).to_be_in_viewport()
+        page.get_by_text("Without the prompt").click()
+        expect(page.get_by_text("Show the outcome")).to_be_hidden()
 
 
 def test_an_experiment_asks_the_page_s_prompt_of_the_whole_model(opened, replayed, exact, model_of_page):

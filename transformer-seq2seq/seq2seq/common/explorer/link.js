@@ -30,28 +30,32 @@ class Link {
 
 /** Buttons "Try this": each sets the page, and asks what one sees. */
 class TryThis {
-  /** element: an empty one; experiments: [{ name, ask, state }, ...], state(job) what is set, or a promise of it;
-   * onTry(state). */
+  /** element: an empty one; experiments: [{ name, ask, state, see }, ...], state(job) what is set, or a promise of it,
+   * see the id of what shows the outcome, if that is further down; onTry(state). */
   constructor(element, experiments, onTry) {
     this.question = make("p", "question", "", { role: "status" });
-    this.question.hidden = true;
-    this.buttons = experiments.map(({ name, ask, state }) => {
+    this.see = make("button", "plain", "Show the outcome", { type: "button" });
+    this.see.addEventListener("click", () => $(this.seen).scrollIntoView());
+    this.buttons = experiments.map(({ name, ask, state, see }) => {
       const button = make("button", "plain", name, { type: "button", "aria-pressed": "false" });
       button.addEventListener("click", () => {
         this.end();
         button.setAttribute("aria-pressed", true);
         this.question.textContent = ask;
         this.question.hidden = false;
+        this.see.hidden = !see;
+        this.seen = see;
         onTry(state);
       });
       return button;
     });
-    element.append(makeOf("p", "choices", make("span", "", "Try this:"), ...this.buttons), this.question);
+    element.append(makeOf("p", "choices", make("span", "", "Try this:"), ...this.buttons), this.question, this.see);
+    this.end();
   }
 
   /** Take the question away: the reader has typed another text, or switched all parts on. */
   end() {
     for (const button of this.buttons) button.setAttribute("aria-pressed", false);
-    this.question.hidden = true;
+    this.question.hidden = this.see.hidden = true;
   }
 }
