@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
             else:
                 show(result)
             sys.stdout.flush()  # a program may be waiting for it
-        if answered and args.score and not total.tokens:
+        if total.sentences and not total.tokens:
             raise InputError("the model knows none of the words, so there is nothing to score; give known ones")
         if total.sentences > 1:
             print(total, file=sys.stderr)

@@ -134,7 +134,7 @@ def generate(
 
         ends = (next_tokens == config.eos_id) | (t == max_length)
         for b, i in ends[:, :n].nonzero().tolist():
-            if (total := float(totals[b, i])) > -math.inf:  # else it is none of a small vocabulary's, or NaN
+            if (total := float(totals[b, i])) > -math.inf:  # else the vocabulary has too few, or it is NaN
                 ids = [*tokens[b, parents[b, i], 1:].tolist(), int(next_tokens[b, i])]
                 new = Hypothesis.of(ids, total, config.eos_id, length_penalty)
                 to_beat[b] = keep_best(results[sentence[b]], new, n)

@@ -49,7 +49,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     add_flags(parser, GenerationConfig)
     add("--input", type=Path, metavar="FILE", help="the file of prompts, a line each; one output line for each")
-    add("--output", type=Path, metavar="FILE", help="the file to write to (default: standard output)")
+    add("--output", type=Path, metavar="FILE", help="the file to write to (default: -, standard output)")
     add(
         "--references",
         type=Path,
@@ -77,7 +77,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--bleu-tokenize needs --references")
     args.typed = sys.stdin.isatty() and not (args.prompts or args.input or args.output or args.references)
     if args.n_best > 1 and not (args.prompts or args.typed or args.json):
-        parser.error("--n-best without prompts as arguments needs --json, as a line answers a line")
+        parser.error("--n-best with a file or a pipe of prompts needs --json, as a line answers a line")
     return args
 
 

@@ -80,8 +80,8 @@ def warn_of_left_out(n_kept: int, n_left_out: int, sentences: Iterable[str]) -> 
 
 
 def cover(held_out: Sequence[str], tokenizer: Tokenizer, init: bool = False) -> Coverage:
-    """Measure how the vocabulary, which is that of a model to start from if init is True, covers held-out text; warn of
-    unknown tokens, which no figure shows."""
+    """Measure how the vocabulary covers held-out text; warn of unknown tokens, which no figure shows. init: True if the
+    vocabulary is that of a model to start from."""
     texts, ids = held_out[:MAX_TEXTS], []
     with text_alone(tokenizer):
         for some in chunks(texts):

@@ -105,7 +105,7 @@ class TrainConfig:
         metavar="TEXT",
     )
     seed: int = flag(0, "the seed of weights, order, dropout, and what is held out", type=int_in(0))
-    resume: bool = flag(False, "continue from the checkpoint in --output")
+    resume: bool = flag(False, "continue from the checkpoint in --output, to the run's own limit or to another")
     output: Path = flag(FOLDER / "samples", "the folder to write to (default: samples/)", type=Path, metavar="DIR")
 
     def __post_init__(self):

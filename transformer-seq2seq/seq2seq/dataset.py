@@ -130,8 +130,8 @@ def all_too_long(max_length: int) -> InputError:
 def cover(
     held_out: Sequence[Pair], tokenizer: Tokenizer | MarianTokenizer, max_length: int, init: bool = False
 ) -> tuple[Coverage, Coverage]:
-    """Measure how the vocabulary, which is that of a model to start from if init is True, covers held-out sources and
-    targets that fit; warn where no output can be right."""
+    """Measure how the vocabulary covers held-out sources and targets that fit; warn where no output can be right. init:
+    True if the vocabulary is that of a model to start from."""
     parts, found = list(tokenize(held_out[:MAX_TEXTS], tokenizer, max_length)), []
     for side in SIDES:
         ids, *_ = concatenate(getattr(part, side) for part in parts)

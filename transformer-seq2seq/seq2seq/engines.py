@@ -8,7 +8,7 @@ import itertools
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,16 +47,14 @@ class PyTorchEngine:
 
     def __init__(self, model: Transformer):
         self.model = model
-        self.threads = torch.get_num_threads()  # now, as another thread may be decoding later, and using only one
 
     def decoder(self, config: GenerationConfig) -> Decode:
         """Return the function that decodes with these settings. When it samples, every output has random numbers of its
         own, which the seed and the number of outputs before it decide."""
         size, length, n_best, places = config.batch_size, config.max_length, config.n_best, itertools.count()
-        generate = partial(generate_all, self.model, max_length=length, batch_size=size, threads=self.threads)
 
         def search(sources: list[list[int]]) -> list[list[Hypothesis]]:
-            return require_outputs(generate(sources, beam=config.beam, length_penalty=config.length_penalty))
+            return require_outputs(generate_all(self.model, sources, length, size, config.beam, config.length_penalty))
 
         def sample(sources: list[list[int]]) -> list[list[Hypothesis]]:
             repeated = [source for source in sources for _ in range(n_best)]
@@ -67,7 +65,7 @@ class PyTorchEngine:
                 return Sampler(generators, config.temperature, config.top_k, config.top_p)
 
             try:
-                found = generate(repeated, make_pick=make_sampler)
+                found = generate_all(self.model, repeated, length, size, make_pick=make_sampler)
             except RuntimeError as error:
                 if "probability tensor" not in str(error):  # which contains NaN
                     raise

@@ -3,7 +3,9 @@ several batches side by side."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import takewhile
+from threading import Lock
 
 import torch
 from tokenizers import Tokenizer
@@ -21,6 +23,7 @@ from .tokenizer import UNK
 MAX_BATCHES = 4  # side by side: a part of each step is Python, which runs one thread at a time
 MIN_BLOCKWISE, MIN_BLOCKS = 2**17, 8  # numbers, and blocks for each of the k largest: else torch.topk is faster
 BLOCK = 64
+LOCK, DECODING = Lock(), []  # PyTorch's threads before decoding began, once for each of Python's threads that decodes
 
 
 def encode_prompts(
@@ -77,14 +80,23 @@ def encode_lines(
         ids = encode_prompts([chunk[i][1] for i in filled], places, model, tokenizer, unknown)
         return [line for _, line in chunk], dict(zip(filled, ids, strict=True))
 
+    def is_fine(line: tuple[int, str]) -> bool:
+        with suppress(InputError):
+            return bool(encode([line]))
+        return False
+
     for chunk in batched(lines, size, has_line):
+        refusal = None
         try:
-            parts = [encode(chunk)]
-        except InputError:  # of one line; those before it are answered first
-            parts = (encode([line]) for line in chunk)
-        for texts, ids in parts:
+            texts, ids = encode(chunk)
+        except InputError as error:  # of one line; those before it are answered first
+            refusal = error
+            texts, ids = encode(list(takewhile(is_fine, chunk)))
+        if texts:
             yield texts, ids
-            empty = empty and not ids
+        if refusal:
+            raise refusal
+        empty = empty and not ids
     if empty:
         raise InputError(f"{name}: contains no text; write one prompt per line")
 
@@ -143,11 +155,10 @@ def generate_all(
     beam: int = 1,
     length_penalty: float = 1.0,
     make_pick: Callable[[list[int]], Pick] = lambda rows: fast_top_candidates,
-    threads: int | None = None,
 ) -> list[list[Hypothesis]]:
     """Generate for any number of sources, each ending in </s>, as decoding.generate does for a batch: sources of like
     length together, batch_size at a time -> the hypotheses for each, in the order of the sources. make_pick: makes a
-    batch's pick from the places of its sources in the list. threads: to use together (default: PyTorch's number)."""
+    batch's pick from the places of its sources in the list."""
     pad_id, device = model.config.pad_id, model.output_bias.device
 
     def decode(rows: list[int]) -> list[list[Hypothesis]]:
@@ -156,7 +167,7 @@ def generate_all(
 
     results: list[list[Hypothesis]] = [[] for _ in sources]
     batches = batches_by_length(sources, batch_size)
-    with side_by_side(model, batch_size * beam, threads or torch.get_num_threads()) as count:
+    with side_by_side(model, batch_size * beam) as count:
         workers = ThreadPoolExecutor(count)
         answers = (workers.map if min(count, len(batches)) > 1 else map)(decode, batches)
         try:
@@ -169,9 +180,8 @@ def generate_all(
 
 
 @contextmanager
-def side_by_side(model: Transformer, rows: int, threads: int) -> Iterator[int]:
-    """Yield the number of batches, of `rows` rows each, to decode at once. Within the block PyTorch uses one thread for
-    each, and after it so many for all.
+def side_by_side(model: Transformer, rows: int) -> Iterator[int]:
+    """Yield the number of batches, of `rows` rows each, to decode at once. PyTorch uses one thread for each.
 
     On a CPU the products of a narrow model's step are so small that several threads wait for each other longer
     than they work. So each core has a batch of its own, unless a batch has so few rows that Python, which runs one
@@ -180,8 +190,14 @@ def side_by_side(model: Transformer, rows: int, threads: int) -> Iterator[int]:
     if model.config.d_model >= 256 or model.output_bias.device.type != "cpu":
         yield 1
         return
-    torch.set_num_threads(1)
+    with LOCK:
+        threads = DECODING[0] if DECODING else torch.get_num_threads()
+        DECODING.append(threads)
+        torch.set_num_threads(1)
     try:
         yield min(MAX_BATCHES, threads) if rows >= 8 else 1
     finally:
-        torch.set_num_threads(threads)
+        with LOCK:
+            DECODING.pop()
+            if not DECODING:
+                torch.set_num_threads(threads)

@@ -157,9 +157,7 @@ class Study:
         with output_lock(args.output):
             results, others = read_results(path, jobs, self.measures) if args.resume else ([], [])
             path.touch()  # a file that cannot be written is found now, not after the first run
-            if not path.stat().st_size:
-                path.unlink()
-            elif not args.resume:
+            if path.stat().st_size and not args.resume:
                 warn(f"{path}: the first run that ends replaces what is there (--resume keeps it)")
             finished = {(result["name"], result["seed"]) for result in results}
             missing = [job for job in jobs if job.name in asked and (job.name, job.seed) not in finished]
@@ -186,7 +184,7 @@ class Study:
     def write(self, results: list[dict], args: argparse.Namespace) -> None:
         """Write the table, and the picture if the default is there to compare with."""
         names = [name for name in dict.fromkeys(result["name"] for result in results) if name != DEFAULT]
-        command = " ".join([f"python3 {Path(sys.argv[0]).name}", *([] if names == self.usual else names)])
+        command = " ".join([f"python3 {Path(sys.argv[0]).name}", *([] if names == self.usual else names or [DEFAULT])])
         for name, value, usual in (("seeds", args.seeds, self.seeds), ("epochs", args.epochs, self.epochs)):
             command += f" --{name} {value}" if value != usual else ""
         command = f"{command} {shlex.join(results[0].get('flags', []))}".rstrip()  # older rows have none

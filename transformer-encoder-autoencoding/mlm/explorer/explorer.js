@@ -43,13 +43,14 @@ function update(change) {
   if (reading) return jobs.run(async () => showReading(reading));
   const encoded = filler.encode(state.text);
   showNote(encoded);
-  if (encoded.why) return jobs.run(async (job) => isMomentShown && sentence && answerAgain(job));
+  if (encoded.why) return jobs.run(async (job) => isMomentShown && answerAgain(job));
   sentence = encoded;
   return jobs.run((job) => answer(encoded, state, job));
 }
 
 /** Answer the last sentence that was not refused, where a moment of the training is shown in its place. */
 function answerAgain(job) {
+  sentence ??= filler.encode(data.text);
   return answer(sentence, { ...state, hidden: new Set(), place: null }, job);
 }
 
@@ -190,7 +191,7 @@ function hideOrShow(position) {
   const single = state.moment ?? data.reading; // there each word is hidden alone
   const hidden = new Set(single ? [] : state.hidden);
   if (!single && sentence.ids[position] === data.special.mask) return update({ place: position });
-  if (single && single.guesses[position].itself === null) return; // a [MASK], which is shown already
+  if (state.moment?.guesses[position].itself === null) return; // a moment shows its [MASK]s already
   if (state.hidden.has(position)) hidden.delete(position);
   else hidden.add(position);
   update({ hidden, place: single || hidden.size === 0 ? null : hidden.has(position) ? position : null });

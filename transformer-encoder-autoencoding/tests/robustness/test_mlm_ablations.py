@@ -375,6 +375,13 @@ def test_a_resumed_run_keeps_what_it_was_not_asked_for(script, ablations, tmp_pa
     with output_lock(tmp_path):
         status, _, err = script("ablations", "default", *flags)
     assert status == 2 and "another run is writing there" in err
+    (tmp_path / "new").mkdir()
+    there = [tmp_path / "new" if flag == tmp_path else flag for flag in flags]
+    monkeypatch.setattr(experiments, "run_in_processes", lambda *_: [])
+    assert "0 of 2 runs are finished; resume with --resume" in script("ablations", "default", *there[:-1])[2]
+    monkeypatch.setattr(experiments, "run_in_processes", lambda _, jobs, *__: map(result, jobs))
+    assert script("ablations", "default", *there)[0] == 0  # as it was told
+    assert (tmp_path / "new" / "ablations.md").read_text().startswith("`python3 ablations.py default --seeds 2")
     status, _, err = script("ablations", "default", *flags[:-1])
     assert status == 0 and "ablations.jsonl: the first run that ends replaces what is there (--resume keeps it)" in err
     assert len((tmp_path / "ablations.jsonl").read_text().splitlines()) == 2

@@ -79,11 +79,14 @@ def load(path: Path) -> dict[str, Any]:
             expected = {"run_config": dict, "model": dict, "optimizers": list}
             if not all(isinstance(state[name], kind) for name, kind in expected.items()):
                 raise TypeError
-            Progress(**state["progress"])
+            Progress(**state["progress"]).parts[-1]["epochs"]  # a limit, which a resumed run keeps
         except Exception as error:  # torch raises many kinds for a damaged file, and says much about them
-            no_memory = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and explain(error))
-            if no_memory or isinstance(error, PermissionError):  # which is no damage
+            if isinstance(error, PermissionError):
                 raise
+            if isinstance(error, (MemoryError, RuntimeError)) and explain(error):
+                raise InputError(
+                    f"{candidate}: there is too little memory to read it; free some, and resume again"
+                ) from None
             damage.append(f"{candidate}: is damaged or from another version ({type(error).__name__})")
             continue
         if damage:

@@ -1,6 +1,7 @@
 // The page: its state, what the model is asked, and what is shown of the answer. Of two questions the newer wins.
 
 const data = JSON.parse($("data").textContent);
+const main = document.querySelector("main");
 const live = data.model && new Live(data); // null: the page shows one reading that was computed beforehand
 const first = firstState(data);
 const parts = switchable(data.config);
@@ -156,6 +157,7 @@ function ask() {
   return jobs.run(async (job) => {
     views.matters.expect();
     if (problem) {
+      if (moment !== null) answered ??= await readFirst(job);
       [reading, moment] = [answered, null];
       show();
       return views.replay?.end();
@@ -173,6 +175,12 @@ function ask() {
     if (state.matters) await findWhatMatters(job);
     else views.matters.clear();
   });
+}
+
+/** What the trained model makes of the page's own prompt. */
+async function readFirst(job) {
+  const found = await live.read(live.encode(first.text), optionsOf(first), new Set(), ALL_ON, job);
+  return Object.assign(found, { method: first.method });
 }
 
 /** The options of generate. */
@@ -249,7 +257,7 @@ function showNotes() {
   $("moment").hidden = moment === null;
   const name = `The model at step ${moment} of its training, asked: `;
   $("moment").firstChild.replaceChildren(name, make("bdi", "", reading.text));
-  for (const part of document.querySelectorAll("section[data-live]")) part.inert = moment !== null;
+  for (const part of document.querySelectorAll("section[data-live]")) part.inert = moment !== null || main.classList.contains("stale");
   $("pieces").hidden = !live || moment !== null;
 }
 
@@ -293,8 +301,9 @@ function showText(text) {
 function showProblem(problem) {
   $("problem").textContent = problem;
   $("text").setAttribute("aria-invalid", problem !== "");
-  document.querySelector("main").classList.toggle("stale", problem !== "");
-  for (const part of document.querySelectorAll(".answer, .next")) part.inert = problem !== "";
+  main.classList.toggle("stale", problem !== "");
+  const parts = ".answer, .next, .attention, #beams-part, section[data-live]";
+  for (const part of document.querySelectorAll(parts)) part.inert = problem !== "";
 }
 
 /** Show what is asked: the prompt, its tokens, and the settings. */

@@ -56,19 +56,6 @@ def random_prompts(model, n, seed=0):
     return [[*words[torch.randint(len(words), (length,), generator=rng)].tolist(), EOS] for length in lengths]
 
 
-def test_two_threads_that_decode_leave_pytorch_its_threads():
-    """The one that ends last had found only one."""
-    model, before = random_model(0), torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        engine = PyTorchEngine(model)
-        torch.set_num_threads(1)  # the other one is decoding
-        decode(engine, random_prompts(model, 2), model, length_penalty=2)
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_a_penalty_may_be_a_whole_number():
     """A power of whole numbers can be too large for PyTorch."""
     penalty = GenerationConfig(length_penalty=10).resolve(random_model(0)).length_penalty

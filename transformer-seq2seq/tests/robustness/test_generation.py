@@ -86,11 +86,23 @@ def set_threads():
 def test_cores_take_a_batch_each_or_share_one(set_threads, d_model, rows, at_once, threads_each):
     model = Transformer(TransformerConfig(10, 9, d_model=d_model))
     set_threads(3)
-    with side_by_side(model, rows, 3) as count:
+    with side_by_side(model, rows) as count:
         assert (count, torch.get_num_threads()) == (at_once, threads_each)
     assert torch.get_num_threads() == 3
-    with side_by_side(model, rows, 100) as count:
+    set_threads(100)
+    with side_by_side(model, rows) as count:
         assert count <= 4
+
+
+def test_two_threads_that_decode_leave_pytorch_its_threads(set_threads, make_model):
+    """The second finds only one thread, and may end last."""
+    set_threads(3)
+    one, other = (side_by_side(make_model(9), 64) for _ in range(2))
+    assert one.__enter__() == other.__enter__() == 3
+    one.__exit__(None, None, None)
+    assert torch.get_num_threads() == 1
+    other.__exit__(None, None, None)
+    assert torch.get_num_threads() == 3
 
 
 @given(lengths=st.lists(st.integers(1, 9), max_size=200), size=st.integers(1, 20), at_once=st.integers(1, 4))

@@ -81,6 +81,7 @@ def test_a_line_answers_a_line(ask, training, tmp_path, batch_size):
     flags = ["--batch-size", batch_size, "--input", tmp_path / "in.txt"]
     assert ask("--batch-size", batch_size, stdin=prompts) == answers
     assert ask(*flags) == answers
+    assert ask(*flags, "--output", "-") == answers
     assert ask(*flags, "--output", out) == ""
     assert out.read_text(encoding="utf-8") == answers
     assert files_in(tmp_path) == {"in.txt", "new/out.txt"}

@@ -141,9 +141,8 @@ def test_a_checkpoint_for_which_there_is_too_little_memory_is_not_damaged(begin,
     trainer = begin()
     trainer.train(Within(trainer, 1))
     monkeypatch.setattr(torch, "load", fail)
-    with pytest.raises(type(error)) as raised:
+    with pytest.raises(InputError, match=r"checkpoint\.pt: there is too little memory"):
         begin("--resume")
-    assert raised.value is error
 
 
 @pytest.mark.parametrize("kept", [0, 10, 0.5, 0.98])
@@ -170,7 +169,7 @@ def test_a_checkpoint_is_not_unpickled(begin):
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_previous_one(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.pt"
-    state = {"run_config": {}, "model": {}, "optimizers": [], "progress": {}}
+    state = {"run_config": {}, "model": {}, "optimizers": [], "progress": {"parts": [{"epochs": 1}]}}
     checkpoint.save(path, {**state, "n": 1})
 
     def fail(state, file):
