@@ -666,6 +666,23 @@ def test_at_a_moment_nothing_stands_that_is_not_of_it(opened, made):
         assert not page.locator("#moment").is_visible() and page.locator("#apart").get_attribute("inert") is not None
 
 
+def test_a_page_opened_with_a_refused_sentence_comes_back_from_a_moment(opened, made):
+    """To what the trained model makes of the page's own sentence."""
+    early = still(["[CLS]", "early", "[SEP]"], text="early")["reading"]
+    with opened(made("the cat", watched=[{"step": 10, "epoch": 1, **early}], curve=[])) as page:
+        page.evaluate("() => { sentence = null; location.hash = '#text=' }")
+        settle(page)
+        page.locator("#replay input[type=range]").fill("0")
+        settle(page)
+        assert texts(page, "#from bdi") == ["[CLS]", "early", "[SEP]"]
+        click(page, "#moment button", 0)
+        assert page.locator("#note").inner_text() == "The sentence is empty; type some words."
+        assert texts(page, "#from bdi") == ["[CLS]", "the", "cat", "[SEP]"]
+        page.evaluate("location.hash = ''")  # begins anew
+        settle(page)
+        assert page.locator("#text").input_value() == "the cat"
+
+
 def test_all_on_ends_what_an_experiment_says(opened, written):
     with opened(written) as page:
         for all_on in ("#changed button", "#all-on"):

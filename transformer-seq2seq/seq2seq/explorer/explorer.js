@@ -157,7 +157,7 @@ function ask() {
   return jobs.run(async (job) => {
     views.matters.expect();
     if (problem) {
-      if (moment !== null) answered ??= await readFirst(job);
+      answered ??= await readFirst(job); // in a page opened with a prompt that is refused
       [reading, moment] = [answered, null];
       show();
       return views.replay?.end();

@@ -691,6 +691,19 @@ def test_a_moment_of_training_is_shown_and_left(opened, replayed, exact, model_o
         expect_words(page, other_words)  # of the trained model, the last that it answered
 
 
+def test_a_page_opened_with_a_refused_prompt_comes_back_from_a_moment(opened, replayed, exact):
+    """To what the trained model makes of the page's own prompt."""
+    with opened(replayed, fragment="#text=") as page:
+        expect_words(page, exact.words)
+        page.locator("#replay input[type=range]").fill("0")
+        expect_words(page, ["before", *exact.words[1:]])
+        page.locator("#moment button").click()
+        expect_words(page, exact.words)
+        expect(page.locator("#moment")).to_be_hidden()
+        expect(page.locator("#problem")).to_contain_text("is empty")
+        assert page.locator("section[inert], .answer[inert]").count() >= 4
+
+
 def test_at_a_moment_a_switch_switches_off_what_is_shown_as_on(opened, replayed):
     with opened(replayed) as page:
         switch = page.locator("#grid [role=switch]").first
