@@ -310,6 +310,7 @@ def test_another_text_makes_other_tokens(prepare, files, which):
 def test_a_text_that_is_not_the_resumed_runs_leaves_its_tokens(prepare, files, tmp_path):
     trainer, _ = prepare()
     trainer.progress.nll_tokens = 1
+    trainer.progress.begin_part(epochs=1)
     trainer.evaluate()
     trainer.save()
     before = contents(tmp_path / "out")

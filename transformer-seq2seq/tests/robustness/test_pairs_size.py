@@ -301,6 +301,7 @@ def test_other_pairs_make_other_tokens(prepare, files, which):
 def test_pairs_that_are_not_the_resumed_runs_leave_its_tokens(prepare, files, tmp_path):
     trainer, _ = prepare()
     trainer.progress.nll_tokens = 1
+    trainer.progress.begin_part(epochs=1)
     trainer.evaluate()
     trainer.save()
     before = contents(tmp_path / "out")
