@@ -173,6 +173,7 @@ if (data.watched.length) {
 restore(link.read());
 new Theme($("theme"), () => {
   if (maps) showAttention();
-  if (maps && filler && !state.moment) update({});
+  view.lens?.paint();
+  view.matters?.paint();
 });
 refresh();

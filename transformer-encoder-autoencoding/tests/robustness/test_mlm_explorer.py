@@ -892,3 +892,19 @@ def test_a_sentence_too_long_for_a_page_is_refused(script, trained, tmp_path, mo
     assert (status, out, len(err.splitlines())) == (2, "", 1)
     assert "6 tokens, and a page has room for 5" in err and "(--html)" in err
     assert (tmp_path / "out" / "attention.html").read_text() == "before"
+
+
+def test_it_is_printed_in_the_light_theme(opened, written):
+    """Its figures' colours, too, at once; then it is dark again."""
+    with opened(written, color_scheme="dark") as page:
+        page.locator("#what-matters").click()
+        page.wait_for_function("document.querySelector('#strongest').textContent.includes('without')")
+        look = """() => [document.documentElement.dataset.theme,
+            ...[...document.querySelectorAll(".lens td, .matters button")].map((cell) => cell.style.cssText)]"""
+        dark = page.evaluate(look)
+        page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+        light = page.evaluate(look)
+        assert (dark[0], light[0]) == ("dark", "light") and len(light) == len(dark) > 10
+        assert sum(one != other for one, other in zip(dark, light, strict=True)) > len(dark) / 2
+        page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+        assert page.evaluate(look) == dark

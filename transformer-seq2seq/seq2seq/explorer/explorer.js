@@ -53,7 +53,6 @@ let reading = null;
 let answered = null; // the last reading of the trained model
 let whole = { key: "", reading: null }; // what the model with all parts on makes of the same
 let moment = null; // the step of training that is shown
-let known = null; // what matters, as far as it is known
 let lensOf = [null, 0]; // the reading and the step that the lens shows
 
 const views = {
@@ -166,7 +165,7 @@ function ask() {
     reading = await live.read(prompt, question.options, question.own, state.off, job);
     reading.method = state.method;
     answered = reading;
-    moment = known = null;
+    moment = null;
     show();
     views.replay?.end();
     if (state.step !== null) chooseNewest();
@@ -212,8 +211,7 @@ async function findWhatMatters(job) {
   const sum = async (off, memory) => total(await live.score(reading, off, job, memory));
   const before = await sum(state.off, reading.memory);
   const answer = live.show(reading.found[0].ids);
-  known = { changes: new Map(), answer, off: state.off, entropy, done: false };
-  known.before = Math.exp(before);
+  const known = { changes: new Map(), answer, off: state.off, entropy, before: Math.exp(before), done: false };
   for (const name of parts.rows.flatMap((row) => [...row.heads, ...row.parts])) {
     if (name === null || state.off.has(name)) continue;
     const memory = name.startsWith("encoder") ? null : reading.memory;
@@ -334,6 +332,6 @@ function showQuestion({ ids, shown }, problem) {
 function repaint() {
   views.grid.paint();
   views.map.draw();
-  if (reading.found) showLens(stepShown());
-  if (known && moment === null) views.matters.show(known);
+  views.lens.paint();
+  if (moment === null) views.matters.paint();
 }

@@ -1023,3 +1023,19 @@ def test_the_page_may_not_reach_a_network(browser, written):
     }""")
     page.close()
     assert refused == [["connect-src", "img-src", "script-src-elem"], None]
+
+
+def test_it_is_printed_in_the_light_theme(opened, written):
+    """Its figures' colours, too, at once; then it is dark again."""
+    with opened(written, color_scheme="dark") as page:
+        page.locator("#what-matters").click()
+        page.wait_for_function("document.querySelector('#strongest').textContent.includes('without')")
+        look = """() => [document.documentElement.dataset.theme,
+            ...[...document.querySelectorAll(".lens td, .matters button")].map((cell) => cell.style.cssText)]"""
+        dark = page.evaluate(look)
+        page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+        light = page.evaluate(look)
+        assert (dark[0], light[0]) == ("dark", "light") and len(light) == len(dark) > 10
+        assert sum(one != other for one, other in zip(dark, light, strict=True)) > len(dark) / 2
+        page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+        assert page.evaluate(look) == dark

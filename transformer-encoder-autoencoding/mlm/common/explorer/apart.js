@@ -142,7 +142,7 @@ class WhatMatters {
    * onPick(name) when the user chooses a part; kinds: as for Switches.
    */
   constructor(element, { rows, onStart, onPick, kinds = false }) {
-    Object.assign(this, { rows, onPick, kinds, cells: new Map(), bits: new Map() });
+    Object.assign(this, { rows, onPick, kinds, cells: new Map(), bits: new Map(), last: null });
     this.button = make("button", "plain strong", "What matters?", { type: "button", id: "what-matters" });
     this.button.addEventListener("click", onStart);
     this.words = make("p", "verdict", "", { id: "strongest", role: "status", "aria-live": "polite" });
@@ -182,24 +182,30 @@ class WhatMatters {
    * answer: the token or text; off: what is switched off anyway; entropy(name of a head) -> { bits, most };
    * before: the answer's probability; done: whether all is known.
    */
-  show({ changes, answer, off, entropy, before, done }) {
+  show(known) {
+    const { changes, answer, off, entropy, before, done } = (this.last = known);
     this.both.hidden = false;
     const most = Math.max(0.5, ...[...changes.values()].map(Math.abs)); // nearly nothing is not painted as much
     for (const [name, cell] of this.cells) {
       const change = changes.get(name);
-      this.paint(cell, name, off.has(name) ? "off" : change === undefined ? "…" : signed(change),
+      this.paintCell(cell, name, off.has(name) ? "off" : change === undefined ? "…" : signed(change),
         change === undefined ? null : shadeChange(change / most));
     }
     for (const [name, cell] of this.bits) {
       const { bits, most: all } = entropy(name);
-      this.paint(cell, name, bits.toFixed(2), shade(Math.max(0, Math.min(1, 1 - bits / (all || 1)))));
+      this.paintCell(cell, name, bits.toFixed(2), shade(Math.max(0, Math.min(1, 1 - bits / (all || 1)))));
     }
     if (done) return this.sayStrongest(changes, answer, off, before, entropy);
     const waiting = "Switching off one part after the other …";
     if (this.words.textContent !== waiting) this.words.textContent = waiting; // a screen reader says it once
   }
 
-  paint(cell, name, text, rgb) {
+  /** Show the same in the colours of another theme. */
+  paint() {
+    if (this.last) this.show(this.last);
+  }
+
+  paintCell(cell, name, text, rgb) {
     cell.textContent = text;
     cell.setAttribute("aria-label", `${nameOfPart(name, this.kinds)}: ${text}`);
     cell.style.setProperty("--ground", rgb ? css(rgb) : "transparent");
@@ -234,12 +240,13 @@ class WhatMatters {
 
   /** Take away what is said: it belongs to the answer before. */
   expect() {
+    this.last = null;
     this.words.textContent = "";
   }
 
   /** Forget everything: the page asks something else. */
   clear() {
     this.both.hidden = true;
-    this.words.textContent = "";
+    this.expect();
   }
 }

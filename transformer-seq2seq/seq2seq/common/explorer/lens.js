@@ -4,6 +4,7 @@
 class Lens {
   /** element: an empty one. */
   constructor(element) {
+    this.last = null; // what is shown
     this.table = make("table", "lens", "", { "aria-label": "The likeliest words after each layer" });
     element.append(makeOf("div", "scroll", this.table));
   }
@@ -11,6 +12,7 @@ class Lens {
   /** Show rows, the first layer first: [{ name: "layer 1", best: [{ id, token, probability }, ...] }, ...]. answer: the
    * id of the token to mark wherever it appears. */
   show(rows, answer = null) {
+    this.last = [rows, answer];
     const ranks = Array.from({ length: Math.max(0, ...rows.map(({ best }) => best.length)) }, (_, i) =>
       make("th", "", `${i + 1}`, { scope: "col", "aria-label": `likeliest, ${i + 1}` }),
     );
@@ -27,5 +29,10 @@ class Lens {
       return makeOf("tr", "", make("th", "", name, { scope: "row" }), ...cells);
     });
     this.table.replaceChildren(makeOf("thead", "", head), makeOf("tbody", "", ...lines));
+  }
+
+  /** Show the same in the colours of another theme. */
+  paint() {
+    if (this.last) this.show(...this.last);
   }
 }
