@@ -35,14 +35,14 @@ from encoder import MaskedLanguageModel
 from masking import IGNORE, corrupt
 from mlm import bert
 from mlm.common import checkpoint
-from mlm.common.budget import Budget
+from mlm.common.budget import LIMITS, Budget
 from mlm.common.command_line import Interrupt, Parser, add_flags, from_flags, pick_device
 from mlm.common.distributed import DistributedContext, seed_all
 from mlm.common.errors import InputError, plural, warn
 from mlm.common.fast_cpu import fast_training
-from mlm.common.files import output_lock
+from mlm.common.files import check_writable, output_lock
 from mlm.common.progress import Progress, show_record
-from mlm.config import LIMITS, RESUME_INVARIANTS, TrainConfig
+from mlm.config import RESUME_INVARIANTS, TrainConfig
 from mlm.dataset import Data, FixedMasks, prepare_data
 from mlm.explorer.reading import encode_watched, read
 from mlm.report import write_report
@@ -273,6 +273,8 @@ def build_trainer(config: TrainConfig, context: DistributedContext) -> Trainer:
 
 def train(config: TrainConfig, context: DistributedContext) -> None:
     """Do a whole run: prepare, train, save the model, report."""
+    if context.is_main:
+        check_writable(config.output / "model")  # now, not when training has ended
     trainer = build_trainer(config, context)
     data, n_parameters = trainer.data, sum(weight.numel() for weight in trainer.model.parameters())
     if context.is_main:

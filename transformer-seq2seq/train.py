@@ -32,14 +32,14 @@ from tqdm import tqdm
 
 from seq2seq import marian
 from seq2seq.common import checkpoint
-from seq2seq.common.budget import Budget
+from seq2seq.common.budget import LIMITS, Budget
 from seq2seq.common.command_line import Interrupt, Parser, add_flags, from_flags, pick_device
 from seq2seq.common.distributed import DistributedContext, seed_all
 from seq2seq.common.errors import InputError, plural, warn
 from seq2seq.common.fast_cpu import fast_training
-from seq2seq.common.files import output_lock
+from seq2seq.common.files import check_writable, output_lock
 from seq2seq.common.progress import Progress, show_record
-from seq2seq.config import LIMITS, RESUME_INVARIANTS, TrainConfig
+from seq2seq.config import RESUME_INVARIANTS, TrainConfig
 from seq2seq.dataset import Batch, Data, prepare_data
 from seq2seq.explorer.reading import encode_watched, read_watched
 from seq2seq.loss import CHUNK, IGNORE, token_losses
@@ -266,6 +266,8 @@ def build_trainer(config: TrainConfig, context: DistributedContext) -> Trainer:
 
 def train(config: TrainConfig, context: DistributedContext) -> None:
     """Do a whole run: prepare, train, save the model, report."""
+    if context.is_main:
+        check_writable(config.output / "model")  # now, not when training has ended
     trainer = build_trainer(config, context)
     data, n_parameters = trainer.data, sum(weight.numel() for weight in trainer.model.parameters())
     if context.is_main:

@@ -10,6 +10,7 @@ import torch
 from transformer import Transformer, TransformerConfig
 
 from . import marian
+from .common.budget import limits_of
 from .common.command_line import check_fields, flag, float_in, int_in
 from .common.errors import InputError, warn
 from .common.fast_cpu import best_precision
@@ -25,7 +26,6 @@ SIZES = {one.name: one.default for one in fields(TransformerConfig)}
 SIZES["n_layers"] = SIZES["n_encoder_layers"]
 # settings of the model, which --init brings along
 INIT_EXCLUDES = "tokenizer", "vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "dropout"
-LIMITS = "epochs", "max_steps", "max_minutes"
 # settings that stay the same when a run is resumed
 RESUME_INVARIANTS = "seed", "batch_tokens", "optimizer", "learning_rate", "warmup_steps", "label_smoothing"
 
@@ -175,14 +175,11 @@ class TrainConfig:
     ) -> "TrainConfig":
         """Return the settings with those filled in that depend on other settings, the device and the text. last_part:
         the conditions of the run to resume, whose limits hold on if no others are given."""
-        limits = {name: getattr(self, name) for name in LIMITS}
-        if set(limits.values()) == {None}:
-            limits |= {name: last_part[name] for name in LIMITS} if last_part else {"epochs": DEFAULT_EPOCHS}
         # on a CPU, in runs of some minutes, small batches taught more and were hardly slower
         large = device.type != "cpu" and n_target_tokens > 100 * LARGE_BATCH
         return replace(
             self,
-            **limits,
+            **limits_of(self, last_part, DEFAULT_EPOCHS),
             batch_tokens=self.batch_tokens or (LARGE_BATCH if large else SMALL_BATCH),
             learning_rate=self.learning_rate or (INIT_LEARNING_RATE if self.init else LEARNING_RATE),
             precision=self.precision or best_precision(device),

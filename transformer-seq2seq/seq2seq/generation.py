@@ -3,7 +3,7 @@ several batches side by side."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import takewhile
 from threading import Lock
 
@@ -81,9 +81,11 @@ def encode_lines(
         return [line for _, line in chunk], dict(zip(filled, ids, strict=True))
 
     def is_fine(line: tuple[int, str]) -> bool:
-        with suppress(InputError):
-            return bool(encode([line]))
-        return False
+        try:
+            encode([line])
+        except InputError:
+            return False
+        return True
 
     for chunk in batched(lines, size, has_line):
         refusal = None

@@ -80,9 +80,9 @@ def load(path: Path) -> dict[str, Any]:
             if not all(isinstance(state[name], kind) for name, kind in expected.items()):
                 raise TypeError
             Progress(**state["progress"]).parts[-1]["epochs"]  # a limit, which a resumed run keeps
+        except PermissionError:
+            raise
         except Exception as error:  # torch raises many kinds for a damaged file, and says much about them
-            if isinstance(error, PermissionError):
-                raise
             if isinstance(error, (MemoryError, RuntimeError)) and explain(error):
                 raise InputError(
                     f"{candidate}: there is too little memory to read it; free some, and resume again"

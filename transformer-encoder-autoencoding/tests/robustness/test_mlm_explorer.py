@@ -897,8 +897,8 @@ def test_a_sentence_too_long_for_a_page_is_refused(script, trained, tmp_path, mo
 def test_it_is_printed_in_the_light_theme(opened, written):
     """Its figures' colours, too, at once; then it is dark again."""
     with opened(written, color_scheme="dark") as page:
-        page.locator("#what-matters").click()
-        page.wait_for_function("document.querySelector('#strongest').textContent.includes('without')")
+        click(page, "#what-matters", 0)
+        assert "without" in page.locator("#strongest").inner_text()
         look = """() => [document.documentElement.dataset.theme,
             ...[...document.querySelectorAll(".lens td, .matters button")].map((cell) => cell.style.cssText)]"""
         dark = page.evaluate(look)

@@ -1,9 +1,22 @@
 """How long a run trains, and which of its weights are kept."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
+
+LIMITS = "epochs", "max_steps", "max_minutes"  # settings of a run
+
+
+def limits_of(config: Any, last_part: Mapping[str, Any] | None, default_epochs: int) -> dict[str, Any]:
+    """Return the limits that a configuration sets or, if it sets none, those of the part of a run that is to be
+    continued, which Progress.begin_part has noted; without either, default_epochs."""
+    limits = {name: getattr(config, name) for name in LIMITS}
+    if any(limits.values()):
+        return limits
+    return {name: last_part[name] for name in LIMITS} if last_part else limits | {"epochs": default_epochs}
 
 
 @dataclass(frozen=True)

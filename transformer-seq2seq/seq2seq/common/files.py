@@ -109,7 +109,6 @@ def output_lock(path: Path) -> Iterator[None]:
     check_name(path)
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     make_output_folder(path)
-    check_writable(path / "model")  # now, not when training has ended
     handle = os.open(path, os.O_RDONLY) if fcntl else None
     try:
         if fcntl:  # the lock ends with the process, however that ends

@@ -255,7 +255,8 @@ function showNotes() {
   $("moment").hidden = moment === null;
   const name = `The model at step ${moment} of its training, asked: `;
   $("moment").firstChild.replaceChildren(name, make("bdi", "", reading.text));
-  for (const part of document.querySelectorAll("section[data-live]")) part.inert = moment !== null || main.classList.contains("stale");
+  const isPast = moment !== null || main.classList.contains("stale");
+  for (const part of document.querySelectorAll("section[data-live]")) part.inert = isPast;
   $("pieces").hidden = !live || moment !== null;
 }
 
@@ -300,8 +301,8 @@ function showProblem(problem) {
   $("problem").textContent = problem;
   $("text").setAttribute("aria-invalid", problem !== "");
   main.classList.toggle("stale", problem !== "");
-  const parts = ".answer, .next, .attention, #beams-part, section[data-live]";
-  for (const part of document.querySelectorAll(parts)) part.inert = problem !== "";
+  const parts = document.querySelectorAll(".answer, .next, .attention, #beams-part"); // for the others see showNotes
+  for (const part of parts) part.inert = problem !== "";
 }
 
 /** Show what is asked: the prompt, its tokens, and the settings. */

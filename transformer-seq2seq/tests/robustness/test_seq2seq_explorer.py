@@ -1029,7 +1029,7 @@ def test_it_is_printed_in_the_light_theme(opened, written):
     """Its figures' colours, too, at once; then it is dark again."""
     with opened(written, color_scheme="dark") as page:
         page.locator("#what-matters").click()
-        page.wait_for_function("document.querySelector('#strongest').textContent.includes('without')")
+        expect(page.locator("#strongest")).to_contain_text("without")
         look = """() => [document.documentElement.dataset.theme,
             ...[...document.querySelectorAll(".lens td, .matters button")].map((cell) => cell.style.cssText)]"""
         dark = page.evaluate(look)
